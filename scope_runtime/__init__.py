@@ -1,0 +1,46 @@
+"""SCOPE inference for autoregressive video diffusion: cache, predict or recompute, over the active blocks only.
+
+```python
+from scope_runtime import Profile, apply_scope
+
+with apply_scope(pipe, Profile.load("profile.json")) as scope:
+    video = pipe(prompt, ...).frames
+print(scope.report)
+```
+"""
+
+from scope_runtime.errors import AttachError, ProfileError, ProfileMismatch, ScopeError, ScopeWarning
+from scope_runtime.indicator import MODULATED_INPUT, NOISE_LEVEL, ChangeMap
+from scope_runtime.policy import Decider, Mode, Policy
+from scope_runtime.profile import ModelIdentity, Profile, Settings
+from scope_runtime.report import Observation, PredictionError, Report
+from scope_runtime.schedule import Phase, Schedule
+from scope_runtime.scope import Scope, apply_scope, exact, run_policy
+from scope_runtime.taylor import History
+
+__all__ = [
+    "MODULATED_INPUT",
+    "NOISE_LEVEL",
+    "AttachError",
+    "ChangeMap",
+    "Decider",
+    "History",
+    "Mode",
+    "ModelIdentity",
+    "Observation",
+    "Phase",
+    "Policy",
+    "PredictionError",
+    "Profile",
+    "ProfileError",
+    "ProfileMismatch",
+    "Report",
+    "Schedule",
+    "Scope",
+    "ScopeError",
+    "ScopeWarning",
+    "Settings",
+    "apply_scope",
+    "exact",
+    "run_policy",
+]

@@ -1,0 +1,409 @@
+"""SkyReels-V2 diffusion forcing in diffusers: where the runtime meets the pipeline, without a fork.
+
+Three places are touched while attached, and restored on detaching:
+
+- ``pipe.generate_timestep_matrix`` is shadowed on the instance. It fires once per generation and once per long-video
+  window and hands over the whole plan in advance: there the state of a window is born.
+- a diffusers `ModelHook` on the transformer answers its calls.
+- the self-attention processors attend to the captured context. Outside a running pass they step aside for the
+  original processor.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers.transformer_skyreels_v2 import (
+    SkyReelsV2Attention,
+    SkyReelsV2AttnProcessor,
+    SkyReelsV2Transformer3DModel,
+    _get_qkv_projections,
+)
+
+from scope_runtime.context import Pass
+from scope_runtime.engine import Engine
+from scope_runtime.errors import AttachError
+from scope_runtime.policy import Policy
+from scope_runtime.profile import Settings
+from scope_runtime.report import Report
+from scope_runtime.schedule import Phase, Schedule
+
+_HOOK = "scope_runtime"
+
+PolicyFor = Callable[[Settings], tuple[Policy | None, str]]
+"""Chooses the policy (None = exact) for a generation from its real settings, with a note on why, or an empty string."""
+
+
+class _NoState(BaseState):
+    def reset(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing is kept per cache context; the manager is only there to be told the context's name."""
+
+
+class _TransformerHook(ModelHook):
+    """Hands the transformer's calls to the attachment, which may answer them without running it."""
+
+    _is_stateful = True
+
+    def __init__(self, attachment: SkyReelsV2Attachment) -> None:
+        super().__init__()
+        self.attachment = attachment
+        # diffusers tells every StateManager among a stateful hook's attributes which guidance branch is running.
+        self.state_manager = StateManager(_NoState)
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for the transformer's forward."""
+        context = self.state_manager._context
+        forward = self.fn_ref.original_forward
+        return self.attachment.answer(context.name if context else "cond", forward, args, kwargs)
+
+    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Called by the pipeline as the last thing a generation does."""
+        self.attachment.end_generation()
+        return module
+
+
+class _PrefixAttention:
+    """Self-attention of the blocks of a pass, each over its own prefix of keys: no S x S mask is ever built."""
+
+    def __init__(self, attachment: SkyReelsV2Attachment, layer: int, original: SkyReelsV2AttnProcessor) -> None:
+        self.attachment = attachment
+        self.layer = layer
+        self.original = original
+
+    # diffusers sets these on processors to choose the attention backend and context parallelism.
+    @property
+    def _attention_backend(self) -> Any:
+        return self.original._attention_backend
+
+    @_attention_backend.setter
+    def _attention_backend(self, value: Any) -> None:
+        self.original._attention_backend = value
+
+    @property
+    def _parallel_config(self) -> Any:
+        return self.original._parallel_config
+
+    @_parallel_config.setter
+    def _parallel_config(self, value: Any) -> None:
+        self.original._parallel_config = value
+
+    def __call__(
+        self,
+        attn: SkyReelsV2Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: Any = None,
+    ) -> torch.Tensor:
+        request = self.attachment.current_pass
+        if request is None or not request.causal:
+            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        query, key, value = _get_qkv_projections(attn, hidden_states, encoder_hidden_states)
+        query = attn.norm_q(query).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(key).unflatten(2, (attn.heads, -1))
+        value = value.unflatten(2, (attn.heads, -1))
+        query, key = _rotate(query, rotary_emb), _rotate(key, rotary_emb)
+
+        context, tokens = request.context, query.shape[1] // len(request.blocks)
+        outputs = []
+        held, keys, values = -1, key, value
+        for i, block in enumerate(request.blocks):
+            if context.before(block) != held:
+                held = context.before(block)
+                if held:
+                    past_key, past_value = context.prefix(self.layer, held * tokens)
+                    keys, values = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
+            reach = (held + i + 1) * tokens
+            outputs.append(
+                dispatch_attention_fn(
+                    query[:, i * tokens : (i + 1) * tokens],
+                    keys[:, :reach],
+                    values[:, :reach],
+                    backend=self._attention_backend,
+                    parallel_config=self._parallel_config,
+                )
+            )
+        for i, block in enumerate(request.blocks):
+            if block in request.capture:
+                own = slice(i * tokens, (i + 1) * tokens)
+                context.append(self.layer, key[:, own], value[:, own])
+        output = torch.cat(outputs, dim=1).flatten(2, 3).type_as(query)
+        return attn.to_out[1](attn.to_out[0](output))
+
+
+def _rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding, in the model's interleaved layout and, as there, in float32.
+
+    Args:
+        x: ``[batch, tokens, heads, head_dim]``.
+        rotary: Complex ``[1, tokens, 1, head_dim / 2]``.
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotary).flatten(-2).type_as(x)
+
+
+class _Call:
+    """One transformer call as the engine sees it.
+
+    Args:
+        attachment: Where the pass in progress is announced to the attention processors.
+        forward: The transformer's own forward.
+        arguments: The call's arguments by name.
+        block_frames: Latent frames per block.
+    """
+
+    def __init__(
+        self,
+        attachment: SkyReelsV2Attachment,
+        forward: Callable[..., Any],
+        arguments: dict[str, Any],
+        block_frames: int,
+    ) -> None:
+        self.attachment = attachment
+        self.forward_stock = forward
+        self.arguments = arguments
+        self.block_frames = block_frames
+
+    def _select(self, tensor: torch.Tensor, blocks: tuple[int, ...], dim: int) -> torch.Tensor:
+        """The given blocks of a tensor whose dimension ``dim`` counts latent frames."""
+        first, last = blocks[0], blocks[-1]
+        if last - first + 1 == len(blocks):
+            return tensor.narrow(dim, first * self.block_frames, len(blocks) * self.block_frames)
+        return torch.cat([tensor.narrow(dim, b * self.block_frames, self.block_frames) for b in blocks], dim=dim)
+
+    def forward(self, request: Pass) -> dict[int, torch.Tensor]:
+        """Runs the blocks of ``request``; see `scope_runtime.engine.Model`."""
+        hidden = self.arguments["hidden_states"]
+        arguments = self.arguments | {
+            "hidden_states": self._select(hidden, request.blocks, dim=2),
+            "timestep": self._select(self.arguments["timestep"], request.blocks, dim=1),
+            "return_dict": False,
+        }
+        with self.attachment.running(request, hidden, self.block_frames):
+            output = self.forward_stock(**arguments)[0]
+        parts = output.split(self.block_frames, dim=2)
+        return dict(zip(request.blocks, parts, strict=True))
+
+    def modulated_input(self, blocks: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        """First block's input after timestep modulation, ``[batch, tokens, dim]`` per block."""
+        model = self.attachment.transformer
+        first, embedder = model.blocks[0], model.condition_embedder
+        hidden = model.patch_embedding(self._select(self.arguments["hidden_states"], blocks, dim=2))
+        timestep = self._select(self.arguments["timestep"], blocks, dim=1)
+        frequencies = embedder.timesteps_proj(timestep).to(next(embedder.time_embedder.parameters()).dtype)
+        temb = embedder.time_embedder(frequencies).type_as(hidden)
+        modulation = embedder.time_proj(embedder.act_fn(temb)).unflatten(-1, (6, -1)).float()
+        shift, scale = (first.scale_shift_table.unsqueeze(0) + modulation)[:, :, :2].unbind(2)
+        tokens = hidden.flatten(3).permute(0, 2, 3, 1)  # [batch, frames, tokens per frame, dim]
+        normed = first.norm1(tokens.float())
+        modulated = normed * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)
+        parts = modulated.split(self.block_frames, dim=1)
+        return {block: part.flatten(1, 2) for block, part in zip(blocks, parts, strict=True)}
+
+
+class SkyReelsV2Attachment:
+    """Holds a pipeline accelerated until `detach`.
+
+    Args:
+        pipe: A SkyReels-V2 diffusion-forcing pipeline.
+        policy_for: Chooses the policy of each generation from its real settings.
+        observe: Record indicator and output changes.
+
+    Raises:
+        AttachError: If the pipeline is of another kind, already accelerated, or has another cache enabled.
+    """
+
+    def __init__(self, pipe: Any, policy_for: PolicyFor, *, observe: bool = False) -> None:
+        self.pipe = pipe
+        self.transformer: Any = pipe.transformer
+        self.report = Report()
+        self.current_pass: Pass | None = None
+        self._policy_for = policy_for
+        self._observe = observe
+        self._engine: Engine | None = None
+        self._plan: dict[str, Any] | None = None
+        self._rotary: torch.Tensor | None = None
+        self._rotary_tables: dict[tuple[int, ...], torch.Tensor] = {}
+        self._started = 0.0
+        self._check()
+
+        self._generate_timestep_matrix = pipe.generate_timestep_matrix
+        pipe.generate_timestep_matrix = self._begin_window
+        registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
+        registry.register_hook(_TransformerHook(self), _HOOK)
+        registry.invalidate_child_registries_cache()
+        self._rope_hook = self.transformer.rope.register_forward_hook(self._replace_rotary)
+        self._attention = [block.attn1 for block in self.transformer.blocks]
+        for layer, attention in enumerate(self._attention):
+            attention.set_processor(_PrefixAttention(self, layer, attention.processor))
+
+    def _check(self) -> None:
+        if not isinstance(self.transformer, SkyReelsV2Transformer3DModel):
+            raise AttachError(
+                f"pipe.transformer is a {type(self.transformer).__name__}, not a SkyReelsV2Transformer3DModel: "
+                "attach before wrapping the transformer"
+            )
+        registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
+        if registry.get_hook(_HOOK) is not None:
+            raise AttachError("this pipeline is already accelerated by scope_runtime: close the other scope first")
+        if self.transformer.is_cache_enabled:
+            raise AttachError(
+                f"another cache is enabled on the transformer ({type(self.transformer._cache_config).__name__}): "
+                "call pipe.transformer.disable_cache() first"
+            )
+        for block in self.transformer.blocks:
+            if type(block.attn1.processor) is not SkyReelsV2AttnProcessor:
+                raise AttachError(
+                    f"the self-attention uses {type(block.attn1.processor).__name__}, which this adapter does not "
+                    "know: restore SkyReelsV2AttnProcessor first"
+                )
+
+    def detach(self) -> None:
+        """Gives the pipeline back as it was; harmless when called twice."""
+        if self._engine is not None:
+            self.end_generation()
+        if self.pipe.__dict__.get("generate_timestep_matrix") != self._begin_window:
+            return
+        del self.pipe.generate_timestep_matrix
+        registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
+        registry.remove_hook(_HOOK, recurse=False)
+        registry.invalidate_child_registries_cache()
+        self._rope_hook.remove()
+        for attention in self._attention:
+            attention.set_processor(attention.processor.original)
+
+    # A generation, in the order of events.
+
+    def _begin_window(self, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for the pipeline's own method: passes its plan on and remembers it."""
+        result = self._generate_timestep_matrix(*args, **kwargs)
+        bound = inspect.signature(self._generate_timestep_matrix).bind(*args, **kwargs)
+        bound.apply_defaults()
+        if self.pipe._current_timestep is None:  # set to None by every call, to a row by every step
+            self.report = Report()
+            self._started = time.perf_counter()
+        _, step_index, update, _ = result
+        self._plan = {**bound.arguments, "step_index": step_index, "update": update}
+        self._engine = None
+        self._rotary_tables = {}
+        return result
+
+    def answer(self, branch: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answers a transformer call: from the engine inside a generation, by the stock forward outside one."""
+        if self._plan is None:
+            return forward(*args, **kwargs)
+        arguments = _bind(forward, args, kwargs)
+        if self._engine is None:
+            self._engine = self._new_engine(arguments)
+        block_frames = self._engine.schedule.block_frames
+        outputs = self._engine.run(branch, _Call(self, forward, arguments, block_frames))
+        hidden = arguments["hidden_states"]
+        # Frames that are not active stay zero: the pipeline never reads them.
+        sample = hidden.new_zeros(hidden.shape[0], self.transformer.config.out_channels, *hidden.shape[2:])
+        for block, output in outputs.items():
+            sample[:, :, block * block_frames : (block + 1) * block_frames] = output
+        self.report.seconds = time.perf_counter() - self._started
+        if not arguments.get("return_dict", True):
+            return (sample,)
+        return Transformer2DModelOutput(sample=sample)
+
+    def end_generation(self) -> None:
+        """Drops the state of the finished generation; its report stays."""
+        self._engine = None
+        self._plan = None
+        self._rotary_tables = {}
+
+    def _new_engine(self, arguments: dict[str, Any]) -> Engine:
+        plan = self._plan
+        assert plan is not None
+        block_frames = plan["causal_block_size"]
+        # Attention is block-causal by the transformer's config, whatever the plan's blocks are.
+        causal = self.transformer.config.num_frame_per_block > 1
+        schedule = Schedule.from_step_index(
+            step_index=plan["step_index"][:, ::block_frames].tolist(),
+            update=plan["update"][:, ::block_frames].tolist(),
+            sigmas=self.pipe.scheduler.sigmas[: len(plan["step_template"])].tolist(),
+            block_frames=block_frames,
+            causal=causal,
+        )
+        # The condition noise of long video re-noises the prefix in every row and says so in its timestep.
+        volatile = frozenset(
+            b
+            for b, t in enumerate(arguments["timestep"][0, ::block_frames].tolist())
+            if t != 0 and schedule.phase[0][b] is Phase.COMPLETE
+        )
+        policy, note = self._policy_for(self._settings(arguments, plan, bool(volatile)))
+        engine = Engine(schedule, policy, observe=self._observe, volatile=volatile)
+        notes = [note] if note else []
+        if not causal:
+            notes.append("Attention is bidirectional (causal_block_size 1): nothing can be left out of a computed row.")
+        if volatile:
+            notes.append("addnoise_condition noises the prefix anew in every row: its context cannot be reused.")
+        engine.report.note = " ".join(notes)
+        self.report.windows.append(engine.report)
+        return engine
+
+    def _settings(self, arguments: dict[str, Any], plan: dict[str, Any], noised_prefix: bool) -> Settings:
+        """What is really being run, read from the plan and the tensors rather than from what somebody asked for."""
+        *_, frames, height, width = arguments["hidden_states"].shape
+        pipe = self.pipe
+        return Settings(
+            height=height * pipe.vae_scale_factor_spatial,
+            width=width * pipe.vae_scale_factor_spatial,
+            num_frames=(frames - 1) * pipe.vae_scale_factor_temporal + 1,
+            num_inference_steps=len(plan["step_template"]),
+            guidance_scale=float(pipe.guidance_scale),
+            ar_step=plan["ar_step"],
+            causal_block_size=plan["causal_block_size"],
+            prefix=plan["num_pre_ready"] > 0,
+            noised_prefix=noised_prefix,
+            dtype=str(self.transformer.dtype).removeprefix("torch."),
+            scheduler=Settings.describe_scheduler(pipe.scheduler),
+        )
+
+    # What happens inside one pass.
+
+    def _replace_rotary(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
+        return output if self._rotary is None else self._rotary
+
+    @contextmanager
+    def running(self, request: Pass, hidden: torch.Tensor, block_frames: int) -> Iterator[None]:
+        """Announces a pass to the attention processors and to the rotary embedding."""
+        model = self.transformer
+        causal_block_size = model.config.num_frame_per_block
+        self.current_pass = request
+        if request.causal:
+            self._rotary = self._rotary_of(request.blocks, hidden, block_frames)
+            # At block size 1 the model builds no mask; the processors keep causality by the keys they attend to.
+            model._set_ar_attention(1)
+        try:
+            yield
+        finally:
+            model._set_ar_attention(causal_block_size)
+            self.current_pass = None
+            self._rotary = None
+
+    def _rotary_of(self, blocks: tuple[int, ...], hidden: torch.Tensor, block_frames: int) -> torch.Tensor:
+        """Rotary factors of the absolute frames of ``blocks``: complex ``[1, tokens, 1, head_dim / 2]``."""
+        if blocks not in self._rotary_tables:
+            # The embedding reads only the shape of its input.
+            cos, sin = self.transformer.rope(torch.empty(hidden.shape, device="meta"))
+            table = torch.complex(cos[..., 0::2].float(), sin[..., 1::2].float())
+            tokens = table.shape[1] * block_frames // hidden.shape[2]
+            self._rotary_tables[blocks] = torch.cat([table[:, b * tokens : (b + 1) * tokens] for b in blocks], dim=1)
+        return self._rotary_tables[blocks]
+
+
+def _bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The call's arguments by name."""
+    if not args:
+        return kwargs
+    return dict(inspect.signature(forward).bind(*args, **kwargs).arguments)

@@ -1,0 +1,228 @@
+"""One window of a generation: decide -> compute what must be -> predict or reuse the rest -> assemble.
+
+The engine knows blocks, rows and branches; what a block looks like inside a model is the adapter's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from scope_runtime.context import Context, Pass
+from scope_runtime.indicator import relative_l1
+from scope_runtime.policy import Decider, Mode, Policy
+from scope_runtime.report import Observation, WindowReport
+from scope_runtime.schedule import Phase, Schedule
+from scope_runtime.taylor import History
+
+_LETTER = {Mode.CACHE: "C", Mode.PREDICT: "P", Mode.RECOMPUTE: "R"}
+
+
+class Model(Protocol):
+    """What an adapter offers the engine for one model call."""
+
+    def forward(self, request: Pass) -> dict[int, torch.Tensor]:
+        """Runs the requested blocks and captures context; returns the raw output of each computed block."""
+
+    def modulated_input(self, blocks: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        """First transformer block's input after timestep modulation, for each of ``blocks``."""
+
+
+@dataclass
+class _Branch:
+    """State of one guidance branch."""
+
+    histories: list[History]
+    context: Context = field(default_factory=Context)
+    outputs: dict[int, torch.Tensor] = field(default_factory=dict)  # previous row's, only when observing
+    row: int = 0
+
+
+class Engine:
+    """State and flow of one window; born with its plan, dropped with it.
+
+    Args:
+        schedule: The window's plan.
+        policy: Rules for skipping, or None for exact mode: every active block is computed in every row.
+        observe: Record indicator and output changes (exact mode only makes sense of them).
+        volatile: Blocks whose input changes although they are complete (a prefix that is noised anew in every row):
+            they are computed whenever a later block is and never captured.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        policy: Policy | None,
+        *,
+        observe: bool = False,
+        volatile: frozenset[int] = frozenset(),
+    ) -> None:
+        self.schedule = schedule
+        self.policy = policy
+        self.report = WindowReport()
+        self._observe = observe
+        self._volatile = volatile
+        self._decider = Decider(policy, schedule) if policy else None
+        self._branches: dict[str, _Branch] = {}
+        self._modulated: dict[int, torch.Tensor] = {}
+        self._modes: dict[int, Mode] = {}
+        self._changes: dict[int, float] = {}
+        self._last_recompute = [0] * schedule.blocks
+
+    @property
+    def row(self) -> int:
+        """The row that the furthest branch will compute next."""
+        return max((b.row for b in self._branches.values()), default=0)
+
+    def run(self, branch_name: str, model: Model) -> dict[int, torch.Tensor]:
+        """Answers one model call.
+
+        Args:
+            branch_name: Guidance branch of the call. Branches take turns within a row; the first decides for all.
+            model: The adapter's view of this call.
+
+        Returns:
+            Raw output per active block (a computed block that is not active is left out: nobody reads it).
+        """
+        branch = self._branches.setdefault(
+            branch_name,
+            _Branch([History(self.policy.order if self.policy else 0) for _ in range(self.schedule.blocks)]),
+        )
+        row = branch.row
+        if row >= self.schedule.rows:
+            raise IndexError(f"the plan has {self.schedule.rows} rows, but row {row} was asked for")
+        if len(self.report.modes) == row:
+            self._decide(row, model)
+        branch.row += 1
+
+        request = self._request(row, branch)
+        computed = model.forward(request) if request.blocks else {}
+        branch.context.blocks.extend(request.capture)
+        self.report.evaluations += len(computed)
+        self.report.stock_evaluations += self.schedule.blocks
+
+        outputs = {}
+        for block, mode in self._modes.items():
+            sigma, history = self.schedule.sigma[row][block], branch.histories[block]
+            if mode is Mode.RECOMPUTE:
+                outputs[block] = computed[block]
+                if self.policy:
+                    self._check_prediction(row, block, branch_name, history, computed[block])
+                    history.record(sigma, computed[block])
+            else:
+                outputs[block] = history.extrapolate(sigma, self._order(mode, history, sigma))
+        if self._observe:
+            self._observe_outputs(row, branch, outputs)
+        self.report.context_bytes = sum(b.context.bytes for b in self._branches.values())
+        self.report.history_bytes = sum(h.bytes for b in self._branches.values() for h in b.histories)
+        return outputs
+
+    def _decide(self, row: int, model: Model) -> None:
+        active = self.schedule.active(row)
+        self._changes = {}
+        if self._observe or (self.policy and self.policy.needs_content):
+            self._changes = self._content_change(model.modulated_input(active))
+        if self._decider:
+            self._modes = self._decider.decide(row, self._changes, lambda b, mode: self._trusted(row, b, mode))
+            self.report.fallbacks = self._decider.fallbacks
+        else:
+            self._modes = dict.fromkeys(active, Mode.RECOMPUTE)
+        self._note_row(row)
+
+    def _content_change(self, modulated: Mapping[int, torch.Tensor]) -> dict[int, float]:
+        """Change since the previous row of every block that was active there; one device-to-host copy."""
+        previous, self._modulated = self._modulated, dict(modulated)
+        moved = [b for b in modulated if b in previous]
+        if not moved:
+            return {}
+        values = torch.stack([relative_l1(modulated[b], previous[b]) for b in moved]).tolist()
+        return dict(zip(moved, values, strict=True))
+
+    def _trusted(self, row: int, block: int, mode: Mode) -> bool:
+        """Whether the block's history bears reuse or extrapolation, on every branch (the magnitude guard)."""
+        assert self.policy is not None
+        sigma = self.schedule.sigma[row][block]
+        bound = self.policy.magnitude_bound
+        for branch in self._branches.values():
+            history = branch.histories[block]
+            if not len(history):
+                return False
+            moved = history.displacement(sigma, self._order(mode, history, sigma))
+            if not (moved <= bound if bound is not None else moved < float("inf")):
+                return False
+        return True
+
+    def _order(self, mode: Mode, history: History, sigma: float) -> int:
+        assert self.policy is not None
+        if mode is Mode.CACHE:
+            return 0
+        return history.usable_order(sigma, self.policy.order, self.policy.max_step_ratio)
+
+    def _request(self, row: int, branch: _Branch) -> Pass:
+        """The blocks that must go through the transformer for this row's recomputes to be right."""
+        recompute = [b for b, mode in self._modes.items() if mode is Mode.RECOMPUTE]
+        if not recompute:
+            return Pass((), branch.context)
+        if not self.schedule.causal:
+            return Pass(tuple(range(self.schedule.blocks)), branch.context, causal=False)
+        last = max(recompute)
+        missing = [b for b in self.schedule.complete(row) if b < last and b not in branch.context.blocks]
+        return Pass(
+            blocks=tuple(sorted({*recompute, *missing})),
+            context=branch.context,
+            capture=tuple(b for b in missing if b not in self._volatile),
+        )
+
+    def _check_prediction(self, row: int, block: int, branch_name: str, history: History, truth: torch.Tensor) -> None:
+        assert self.policy is not None
+        if not len(history):
+            return
+        sigma = self.schedule.sigma[row][block]
+        order = history.usable_order(sigma, self.policy.order, self.policy.max_step_ratio)
+        truth = truth.float()
+        norm = torch.linalg.vector_norm(truth).clamp_min(torch.finfo(torch.float32).tiny)
+        error = torch.linalg.vector_norm(history.extrapolate(sigma, order) - truth) / norm
+        self.report.add_prediction_error(row, block, branch_name, sigma, order, error)
+
+    def _observe_outputs(self, row: int, branch: _Branch, outputs: dict[int, torch.Tensor]) -> None:
+        """Measures how far each output moved since the branch's previous row."""
+        moved = [b for b in outputs if b in branch.outputs and b in self._changes]
+        for block in moved:
+            change = float(relative_l1(outputs[block], branch.outputs[block]))
+            self.report.observe(
+                Observation(
+                    row=row,
+                    block=block,
+                    sigma=self.schedule.sigma[row][block],
+                    noise_level=self.schedule.noise_change(row, block) or 0.0,
+                    modulated_input=self._changes[block],
+                    output_change=change,
+                )
+            )
+        branch.outputs = outputs
+
+    def _note_row(self, row: int) -> None:
+        """Writes the row's letters; which complete blocks it computes is the same on every branch."""
+        held = next(iter(self._branches.values())).context.blocks
+        recompute = [b for b, mode in self._modes.items() if mode is Mode.RECOMPUTE]
+        last = max(recompute, default=-1)
+        letters = []
+        for block, phase in enumerate(self.schedule.phase[row]):
+            if phase is Phase.ACTIVE:
+                letters.append(_LETTER[self._modes[block]])
+            elif not self.schedule.causal:
+                letters.append("#" if recompute else ".")
+            elif phase is Phase.COMPLETE and block < last and block not in held:
+                letters.append("#" if block in self._volatile else "K")
+            else:
+                letters.append(".")
+        self.report.modes.append("".join(letters))
+        for block, mode in self._modes.items():
+            if mode is Mode.RECOMPUTE:
+                self._last_recompute[block] = row
+            else:
+                skipped = row - self._last_recompute[block]
+                self.report.max_skip_seen = max(self.report.max_skip_seen, skipped)

@@ -1,0 +1,348 @@
+"""The profile: one JSON file that holds the policy, what it was calibrated for, and why to trust it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scope_runtime import _check
+from scope_runtime.errors import ProfileError, ProfileMismatch
+from scope_runtime.policy import Policy
+
+FORMAT = "scope-profile"
+FORMAT_VERSION = 1
+
+REQUIRED_EVIDENCE = (
+    "speedup_evaluations",
+    "speedup_denoise",
+    "speedup_end_to_end",
+    "psnr_db",
+    "psnr_worst_prompt_db",
+    "psnr_worst_frame_db",
+    "ssim",
+    "n",
+)
+"""Held-out figures without which nobody should trust a profile."""
+
+_SAMPLES_PER_TENSOR = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The generation settings that a policy is calibrated for, as far as they change the denoising.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        num_frames: Frames of one window.
+        num_inference_steps: Updates per block.
+        guidance_scale: Guidance; at most 1 means none.
+        ar_step: Rows by which a block lags behind the one before it.
+        causal_block_size: Latent frames per block.
+        dtype: Of the transformer, such as ``"bfloat16"``.
+        scheduler: Class and the configuration that shapes its noise levels.
+        prefix: Whether windows may start with finished frames (long video, video-to-video).
+        noised_prefix: Whether such a prefix is noised anew in every row (``addnoise_condition``).
+    """
+
+    height: int
+    width: int
+    num_frames: int
+    num_inference_steps: int
+    guidance_scale: float
+    ar_step: int
+    causal_block_size: int
+    dtype: str
+    scheduler: str
+    prefix: bool = False
+    noised_prefix: bool = False
+
+    def __post_init__(self) -> None:
+        data = asdict(self)
+        for key in ("height", "width", "num_frames", "num_inference_steps", "causal_block_size"):
+            _check.integer(data, key, "settings", minimum=1)
+        _check.integer(data, "ar_step", "settings", minimum=0)
+        _check.number(data, "guidance_scale", "settings", minimum=0)
+        _check.string(data, "dtype", "settings")
+        _check.string(data, "scheduler", "settings")
+        for key in ("prefix", "noised_prefix"):
+            if not isinstance(data[key], bool):
+                raise ProfileError(f"settings.{key}", f"must be true or false, not {data[key]!r}")
+
+    @classmethod
+    def of(cls, pipe: Any, **call: Any) -> Settings:
+        """The settings that ``pipe(**call)`` would run with; arguments left out take the pipeline's defaults."""
+        signature = inspect.signature(type(pipe).__call__)
+        given = {k: p.default for k, p in signature.parameters.items() if p.default is not p.empty} | call
+        block = given["causal_block_size"] or pipe.transformer.config.num_frame_per_block
+        windowed = given["overlap_history"] is not None and given["num_frames"] > given["base_num_frames"]
+        return cls(
+            height=given["height"],
+            width=given["width"],
+            num_frames=given["base_num_frames"] if windowed else given["num_frames"],
+            num_inference_steps=given["num_inference_steps"],
+            guidance_scale=float(given["guidance_scale"]),
+            ar_step=given["ar_step"],
+            causal_block_size=block,
+            dtype=str(pipe.transformer.dtype).removeprefix("torch."),
+            scheduler=cls.describe_scheduler(pipe.scheduler),
+            prefix=windowed,
+            noised_prefix=windowed and given["addnoise_condition"] > 0,
+        )
+
+    @staticmethod
+    def describe_scheduler(scheduler: Any) -> str:
+        """Class and the part of the configuration that shapes the noise levels, as one comparable line."""
+        config = scheduler.config
+        keys = ("flow_shift", "prediction_type", "solver_order", "solver_type", "timestep_spacing", "use_flow_sigmas")
+        described = ", ".join(f"{k}={config[k]}" for k in keys if k in config)
+        return f"{type(scheduler).__name__}({described})"
+
+    def mismatches(self, actual: Settings) -> list[str]:
+        """One phrase per setting in which ``actual`` leaves what was calibrated, naming the field."""
+        found = []
+        for f in fields(self):
+            mine, theirs = getattr(self, f.name), getattr(actual, f.name)
+            # A profile for windowed video also fits its first window, which has no prefix.
+            fits = theirs <= mine if isinstance(mine, bool) else theirs == mine
+            if not fits:
+                found.append(f"{f.name} is {theirs!r}, calibrated for {mine!r}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Settings:
+        """Inverse of `to_dict`; every field must be there."""
+        return _from_complete_dict(cls, data, "settings")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model a policy belongs to.
+
+    Attributes:
+        pipeline: Class name of the pipeline.
+        transformer: Class name of the transformer.
+        config: Digest of the transformer's configuration.
+        weights: Digest of a sample of every weight tensor (names, shapes and 64 values each, in bfloat16, so that
+            loading the same checkpoint in another dtype gives the same digest). A changed or merged weight shows, and
+            a 14B model takes about a second.
+    """
+
+    pipeline: str
+    transformer: str
+    config: str
+    weights: str
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            _check.string(asdict(self), f.name, "model")
+
+    @classmethod
+    def of(cls, pipe: Any) -> ModelIdentity:
+        """Identity of a loaded pipeline."""
+        transformer = pipe.transformer
+        return cls(
+            pipeline=type(pipe).__name__,
+            transformer=type(transformer).__name__,
+            config=_config_digest(transformer.config),
+            weights=_weights_digest(transformer.named_parameters()),
+        )
+
+    def mismatches(self, actual: ModelIdentity) -> list[str]:
+        """One phrase per field in which ``actual`` is another model."""
+        return [
+            f"model.{f.name} is {getattr(actual, f.name)}, calibrated for {getattr(self, f.name)}"
+            for f in fields(self)
+            if getattr(self, f.name) != getattr(actual, f.name)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> ModelIdentity:
+        """Inverse of `to_dict`; every field must be there."""
+        return _from_complete_dict(cls, data, "model")
+
+
+def _from_complete_dict(cls: Any, data: Any, where: str) -> Any:
+    names = [f.name for f in fields(cls)]
+    _check.reject_unknown(data, names, where)
+    for name in names:
+        if name not in data:
+            raise ProfileError(f"{where}.{name}", "is missing")
+    return cls(**data)
+
+
+def _config_digest(config: Mapping[str, Any]) -> str:
+    # Private keys hold paths and versions; the block size is a call argument that the pipeline writes into the config.
+    plain = {k: v for k, v in config.items() if not k.startswith("_") and k != "num_frame_per_block"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def _weights_digest(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in parameters:
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // _SAMPLES_PER_TENSOR)].to("cpu", torch.bfloat16).contiguous()
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A calibrated policy with everything needed to use it safely and to judge it.
+
+    Attributes:
+        policy: The rules.
+        settings: The generation settings it was calibrated for.
+        model: The model it was calibrated on.
+        evidence: Measured on held-out prompts by real runs; see `REQUIRED_EVIDENCE` for the least it must hold.
+        provenance: Where it comes from: study, trial, versions, cases.
+        created: UTC time, ISO 8601.
+    """
+
+    policy: Policy
+    settings: Settings
+    model: ModelIdentity
+    evidence: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __post_init__(self) -> None:
+        _check.mapping(self.evidence, "evidence")
+        _check.mapping(self.provenance, "provenance")
+        _check.plain_json(self.evidence, "evidence")
+        _check.plain_json(self.provenance, "provenance")
+        for key in REQUIRED_EVIDENCE:
+            _check.number(self.evidence, key, "evidence")
+        try:
+            datetime.fromisoformat(self.created)
+        except (TypeError, ValueError):
+            raise ProfileError("created", f"must be an ISO 8601 time, not {self.created!r}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "created": self.created,
+            "policy": self.policy.to_dict(),
+            "settings": self.settings.to_dict(),
+            "model": self.model.to_dict(),
+            "evidence": dict(self.evidence),
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Profile:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ProfileError: Naming the first field that is missing, unknown or out of range.
+        """
+        known = ("format", "format_version", "created", "policy", "settings", "model", "evidence", "provenance")
+        _check.mapping(data, "")
+        if data.get("format") != FORMAT:
+            raise ProfileError("format", f"must be {FORMAT!r}: this is not a SCOPE profile")
+        version = _check.integer(data, "format_version", "", minimum=1)
+        if version != FORMAT_VERSION:
+            raise ProfileError(
+                "format_version", f"is {version}, but this scope_runtime reads {FORMAT_VERSION}: upgrade scope_runtime"
+            )
+        _check.reject_unknown(data, known, "")
+        for key in known:
+            if key not in data:
+                raise ProfileError(key, "is missing")
+        return cls(
+            policy=Policy.from_dict(data["policy"]),
+            settings=Settings.from_dict(data["settings"]),
+            model=ModelIdentity.from_dict(data["model"]),
+            evidence=data["evidence"],
+            provenance=data["provenance"],
+            created=data["created"],
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the profile as JSON: to a temporary name first, so that no reader ever sees half of it."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Profile:
+        """Reads and checks a profile.
+
+        Raises:
+            ProfileError: If the file is missing, is not JSON, or any field is wrong; the message names file and field.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ProfileError("", f"cannot read profile {path}: {reason}") from error
+        try:
+            data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
+            return cls.from_dict(data)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ProfileError("", f"{path} is not complete JSON ({error}): export the profile again") from error
+        except ProfileError as error:
+            raise type(error)(error.field, f"{_problem(error)} (in {path})") from error
+
+    def check_model(self, pipe: Any) -> None:
+        """Refuses a pipeline whose model is not the calibrated one.
+
+        Raises:
+            ProfileMismatch: Naming every field that differs.
+        """
+        found = self.model.mismatches(ModelIdentity.of(pipe))
+        if found:
+            raise ProfileMismatch(
+                found[0].split(" ", 1)[0],
+                f"this profile was calibrated on another model ({'; '.join(found)}): calibrate this model first",
+            )
+
+
+def _problem(error: ProfileError) -> str:
+    return str(error).removeprefix(f"{error.field}: ")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ProfileError("", f"{name} is not a number that JSON allows")
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ProfileError(twice, "is given twice")
+    return data

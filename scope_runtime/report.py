@@ -1,0 +1,196 @@
+"""What a generation did, per row and block, and what it saved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+LEGEND = "R recompute, P predict, C cache, K clean pass that captures context, # computed without need, . idle"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one update of one block looked like in a full-compute run, relative to the row before.
+
+    Attributes:
+        row: Row number.
+        block: Block number.
+        sigma: Noise level of the block in this row.
+        noise_level: Drop of the noise level.
+        modulated_input: Relative L1 change of the modulated input.
+        output_change: Relative L1 change of the model output, the larger of the guidance branches.
+    """
+
+    row: int
+    block: int
+    sigma: float
+    noise_level: float
+    modulated_input: float
+    output_change: float
+
+
+@dataclass(frozen=True)
+class PredictionError:
+    """A-posteriori check of one recompute: what the extrapolation would have given against what the model gave.
+
+    Attributes:
+        row: Row number.
+        block: Block number.
+        branch: Guidance branch.
+        sigma: Noise level.
+        order: Order the extrapolation would have used.
+        error: Relative L2 error.
+    """
+
+    row: int
+    block: int
+    branch: str
+    sigma: float
+    order: int
+    error: float
+
+
+@dataclass
+class WindowReport:
+    """One generation window (a long video has several).
+
+    Attributes:
+        modes: One string per row, one letter per block; see `LEGEND`.
+        evaluations: Block evaluations made, guidance branches counted separately.
+        stock_evaluations: Block evaluations of the stock pipeline for the same rows.
+        fallbacks: Blocks recomputed because their history could not be trusted.
+        max_skip_seen: Longest run of rows that a block went without recompute.
+        note: Why the window ran slower than asked for, or an empty string.
+    """
+
+    modes: list[str] = field(default_factory=list)
+    evaluations: int = 0
+    stock_evaluations: int = 0
+    fallbacks: int = 0
+    max_skip_seen: int = 0
+    note: str = ""
+    context_bytes: int = 0
+    history_bytes: int = 0
+    _observations: dict[tuple[int, int], Observation] = field(default_factory=dict, repr=False)
+    _errors: list[tuple[int, int, str, float, int, torch.Tensor]] = field(default_factory=list, repr=False)
+
+    def observe(self, observation: Observation) -> None:
+        """Adds an observation; of several branches' for one row and block the larger output change stays."""
+        key = observation.row, observation.block
+        known = self._observations.get(key)
+        if known is None or observation.output_change > known.output_change:
+            self._observations[key] = observation
+
+    @property
+    def observations(self) -> list[Observation]:
+        """What was observed, by row and block; empty unless observing was asked for."""
+        return list(self._observations.values())
+
+    def add_prediction_error(
+        self, row: int, block: int, branch: str, sigma: float, order: int, error: torch.Tensor
+    ) -> None:
+        """Adds an a-posteriori error as a scalar tensor, which stays on its device until somebody reads it."""
+        self._errors.append((row, block, branch, sigma, order, error))
+
+    @property
+    def prediction_errors(self) -> list[PredictionError]:
+        """The a-posteriori errors; read from the device only when asked for."""
+        if not self._errors:
+            return []
+        values = torch.stack([e[-1] for e in self._errors]).tolist()
+        return [PredictionError(*e[:-1], error=v) for e, v in zip(self._errors, values, strict=True)]
+
+
+@dataclass
+class Report:
+    """One generation.
+
+    Attributes:
+        windows: Its windows, in order.
+        seconds: Wall clock from the plan to the end of the last row's model call. The host's clock without a device
+            synchronisation: on a GPU it is meaningful for the whole, not for a single row.
+    """
+
+    windows: list[WindowReport] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def evaluations(self) -> int:
+        """Block evaluations made."""
+        return sum(w.evaluations for w in self.windows)
+
+    @property
+    def stock_evaluations(self) -> int:
+        """Block evaluations of the stock pipeline for the same rows."""
+        return sum(w.stock_evaluations for w in self.windows)
+
+    @property
+    def speedup_evaluations(self) -> float:
+        """Stock block evaluations over the ones made: the deterministic speed-up."""
+        return self.stock_evaluations / self.evaluations if self.evaluations else 1.0
+
+    @property
+    def fallbacks(self) -> int:
+        """Blocks recomputed because their history could not be trusted."""
+        return sum(w.fallbacks for w in self.windows)
+
+    @property
+    def max_skip_seen(self) -> int:
+        """Longest run of rows that a block went without recompute."""
+        return max((w.max_skip_seen for w in self.windows), default=0)
+
+    @property
+    def modes(self) -> list[str]:
+        """Mode letters of all rows of all windows."""
+        return [row for w in self.windows for row in w.modes]
+
+    @property
+    def observations(self) -> list[Observation]:
+        """Observations of all windows (only when observing was asked for)."""
+        return [o for w in self.windows for o in w.observations]
+
+    @property
+    def prediction_errors(self) -> list[PredictionError]:
+        """A-posteriori errors of all windows."""
+        return [e for w in self.windows for e in w.prediction_errors]
+
+    @property
+    def notes(self) -> list[str]:
+        """Why windows ran slower than asked for."""
+        return [w.note for w in self.windows if w.note]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form without the per-row measurements."""
+        return {
+            "evaluations": self.evaluations,
+            "stock_evaluations": self.stock_evaluations,
+            "speedup_evaluations": self.speedup_evaluations,
+            "seconds": self.seconds,
+            "fallbacks": self.fallbacks,
+            "max_skip_seen": self.max_skip_seen,
+            "modes": self.modes,
+            "notes": self.notes,
+        }
+
+    def __str__(self) -> str:
+        if not self.windows:
+            return "No generation yet."
+        counts = Counter("".join(self.modes))
+        lines = [
+            f"{self.evaluations} of {self.stock_evaluations} block evaluations "
+            f"({self.speedup_evaluations:.2f}x fewer) in {self.seconds:.2f} s",
+            f"recompute {counts['R']}, predict {counts['P']}, cache {counts['C']}, context captures {counts['K']}, "
+            f"fallbacks {self.fallbacks}, longest skip {self.max_skip_seen}",
+            *self.notes,
+        ]
+        for i, window in enumerate(self.windows):
+            if len(self.windows) > 1:
+                lines.append(f"window {i}")
+            # One line per block reads from left to right as time does.
+            for block, letters in enumerate(zip(*window.modes, strict=True)):
+                lines.append(f"  block {block:2d} {''.join(letters)}")
+        lines.append(f"  ({LEGEND})")
+        return "\n".join(lines)

@@ -1,0 +1,116 @@
+"""The asynchronous schedule of one generation window: which block stands at which noise level in which row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+
+
+class Phase(IntEnum):
+    """Where a block stands in a row."""
+
+    WAITING = 0
+    """Not started: pure noise, not updated in this row."""
+    ACTIVE = 1
+    """Updated in this row."""
+    COMPLETE = 2
+    """Denoised: it only serves as context for later blocks."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The whole plan of one window, known before its first row.
+
+    Attributes:
+        sigma: Noise level, ``sigma[row][block]``; 1 is pure noise, 0 is clean. Always the scheduler's own float
+            values: integer timesteps are truncated and must not be differentiated on.
+        phase: ``phase[row][block]``.
+        block_frames: Latent frames per block.
+        causal: True when a block never attends to later blocks. Only then may blocks be dropped from a computation
+            without changing the others.
+    """
+
+    sigma: tuple[tuple[float, ...], ...]
+    phase: tuple[tuple[Phase, ...], ...]
+    block_frames: int
+    causal: bool = True
+
+    @classmethod
+    def from_step_index(
+        cls,
+        step_index: Sequence[Sequence[int]],
+        update: Sequence[Sequence[bool]],
+        sigmas: Sequence[float],
+        block_frames: int,
+        causal: bool = True,
+    ) -> Schedule:
+        """Builds the schedule from step counters.
+
+        Args:
+            step_index: ``[rows][blocks]``; 0 = not started, k in 1..N = about to take step k, N + 1 = complete.
+            update: ``[rows][blocks]``; True where the row updates the block.
+            sigmas: The N noise levels at which steps 1..N start.
+            block_frames: Latent frames per block.
+            causal: Whether attention is block-causal.
+        """
+        table = (1.0, *(float(s) for s in sigmas), 0.0)
+        done = len(sigmas) + 1
+
+        def phase(index: int, updated: bool) -> Phase:
+            if updated:
+                return Phase.ACTIVE
+            return Phase.COMPLETE if index >= done else Phase.WAITING
+
+        return cls(
+            sigma=tuple(tuple(table[k] for k in row) for row in step_index),
+            phase=tuple(
+                tuple(phase(k, u) for k, u in zip(ks, us, strict=True))
+                for ks, us in zip(step_index, update, strict=True)
+            ),
+            block_frames=block_frames,
+            causal=causal,
+        )
+
+    @property
+    def rows(self) -> int:
+        """Number of rows (iterations of the denoising loop)."""
+        return len(self.phase)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks in the window."""
+        return len(self.phase[0]) if self.phase else 0
+
+    def active(self, row: int) -> tuple[int, ...]:
+        """Blocks that ``row`` updates, in order: the active interval."""
+        return tuple(b for b, p in enumerate(self.phase[row]) if p is Phase.ACTIVE)
+
+    def complete(self, row: int) -> tuple[int, ...]:
+        """Blocks that are clean before ``row``, in order."""
+        return tuple(b for b, p in enumerate(self.phase[row]) if p is Phase.COMPLETE)
+
+    @cached_property
+    def _active_rows(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(r for r in range(self.rows) if self.phase[r][b] is Phase.ACTIVE) for b in range(self.blocks))
+
+    @cached_property
+    def _step_of(self) -> tuple[dict[int, int], ...]:
+        return tuple({row: step for step, row in enumerate(rows)} for rows in self._active_rows)
+
+    def step(self, row: int, block: int) -> int:
+        """How many updates ``block`` has had before ``row`` (it must be active there); 0 at its first."""
+        return self._step_of[block][row]
+
+    def steps_left(self, row: int, block: int) -> int:
+        """How many updates remain after ``row`` (the block must be active there); 0 at its last."""
+        return len(self._active_rows[block]) - 1 - self._step_of[block][row]
+
+    def noise_change(self, row: int, block: int) -> float | None:
+        """Drop of the noise level since the block's previous update, or None at its first."""
+        step = self.step(row, block)
+        if step == 0:
+            return None
+        previous = self._active_rows[block][step - 1]
+        return abs(self.sigma[previous][block] - self.sigma[row][block])

@@ -1,0 +1,105 @@
+"""The way in: attach a profile, a bare policy or exact mode to a pipeline."""
+
+from __future__ import annotations
+
+import warnings
+from types import TracebackType
+from typing import Any, Literal
+
+from scope_runtime.errors import AttachError, ProfileMismatch, ScopeWarning
+from scope_runtime.policy import Policy
+from scope_runtime.profile import Profile, Settings
+from scope_runtime.report import Report
+
+OnMismatch = Literal["exact", "raise"]
+
+
+class Scope:
+    """An accelerated pipeline, until closed. Leaving the ``with`` block (or `close`) restores stock behaviour."""
+
+    def __init__(self, attachment: Any) -> None:
+        self._attachment = attachment
+
+    @property
+    def report(self) -> Report:
+        """What the last generation did; empty before the first."""
+        return self._attachment.report
+
+    def close(self) -> None:
+        """Gives the pipeline back as it was; harmless when called twice."""
+        self._attachment.detach()
+
+    def __enter__(self) -> Scope:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def apply_scope(pipe: Any, profile: Profile, *, on_mismatch: OnMismatch = "exact") -> Scope:
+    """Accelerates a pipeline with a calibrated profile.
+
+    Args:
+        pipe: A pipeline of a known family (SkyReels-V2 diffusion forcing in diffusers).
+        profile: From `Profile.load`.
+        on_mismatch: What to do when a call's settings are not the calibrated ones: run it ``"exact"`` (identical
+            frames, no skipping) with a `ScopeWarning` that names the settings, or ``"raise"`` `ProfileMismatch`.
+
+    Returns:
+        A context manager whose ``report`` tells what each generation did.
+
+    Raises:
+        ProfileMismatch: If the model is not the one the profile was calibrated on.
+        AttachError: If the pipeline cannot be accelerated as it stands.
+    """
+    if on_mismatch not in ("exact", "raise"):
+        raise ValueError(f"on_mismatch must be 'exact' or 'raise', not {on_mismatch!r}")
+    adapter = _adapter_for(pipe)
+    profile.check_model(pipe)
+
+    def policy_for(actual: Settings) -> tuple[Policy | None, str]:
+        found = profile.settings.mismatches(actual)
+        if not found:
+            return profile.policy, ""
+        message = f"Settings are not the calibrated ones: {'; '.join(found)}."
+        if on_mismatch == "raise":
+            raise ProfileMismatch(f"settings.{found[0].split(' ', 1)[0]}", message)
+        message += " Running exact, without skipping."
+        warnings.warn(message, ScopeWarning, stacklevel=2)
+        return None, message
+
+    return Scope(adapter(pipe, policy_for))
+
+
+def run_policy(pipe: Any, policy: Policy) -> Scope:
+    """Accelerates a pipeline with a bare policy, whatever its settings: what calibration uses to try candidates."""
+    return Scope(_adapter_for(pipe)(pipe, lambda settings: (policy, "")))
+
+
+def exact(pipe: Any, *, observe: bool = False) -> Scope:
+    """Leaves out only what cannot change the result: needs no profile.
+
+    Under block-causal attention (``causal_block_size`` above 1), blocks that have not started are not computed, and
+    complete blocks are computed once and then serve as context; latents equal stock up to rounding. Under
+    bidirectional attention nothing can be left out; the report says so.
+
+    Args:
+        pipe: A pipeline of a known family.
+        observe: Also record how far indicators and outputs moved in every row (``report.observations``).
+    """
+    return Scope(_adapter_for(pipe)(pipe, lambda settings: (None, ""), observe=observe))
+
+
+def _adapter_for(pipe: Any) -> Any:
+    """The attachment class for a pipeline, chosen by class name so that no family is imported without need."""
+    names = [cls.__name__ for cls in type(pipe).__mro__]
+    if any(name.startswith("SkyReelsV2DiffusionForcing") for name in names):
+        from scope_runtime.adapters.skyreels_v2 import SkyReelsV2Attachment
+
+        return SkyReelsV2Attachment
+    raise AttachError(
+        f"{type(pipe).__name__} is not a pipeline that scope_runtime knows: it accelerates SkyReels-V2 "
+        "diffusion-forcing pipelines"
+    )

@@ -1,0 +1,176 @@
+"""Decisions without a model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from scope_runtime import MODULATED_INPUT, ChangeMap, Decider, Mode, Phase, Policy, ProfileError, Schedule
+from scope_runtime.policy import GRANULARITIES
+
+C, P, R = Mode.CACHE, Mode.PREDICT, Mode.RECOMPUTE
+
+
+def staggered(blocks: int = 3, steps: int = 10, lag: int = 2, causal: bool = True) -> Schedule:
+    """Blocks that start ``lag`` rows after each other and take ``steps`` updates at evenly falling noise levels."""
+    rows = steps + lag * (blocks - 1)
+    index = [[min(max(r - lag * b + 1, 0), steps + 1) for b in range(blocks)] for r in range(rows)]
+    update = [[0 < k <= steps for k in row] for row in index]
+    return Schedule.from_step_index(index, update, [1 - i / steps for i in range(steps)], 5, causal)
+
+
+def run(policy: Policy, schedule: Schedule, changes: float | None = None) -> list[dict[int, Mode]]:
+    decider = Decider(policy, schedule)
+    return [
+        decider.decide(r, {} if changes is None else dict.fromkeys(schedule.active(r), changes))
+        for r in range(schedule.rows)
+    ]
+
+
+def of_block(modes: list[dict[int, Mode]], block: int) -> str:
+    return "".join(row[block].name[0] for row in modes if block in row)
+
+
+def test_schedule_knows_phases_steps_and_levels() -> None:
+    schedule = staggered()
+    assert (schedule.rows, schedule.blocks) == (14, 3)
+    assert schedule.active(0) == (0,)
+    assert schedule.active(5) == (0, 1, 2)
+    assert schedule.complete(11) == (0,)
+    assert schedule.phase[0][1] is Phase.WAITING
+    assert schedule.sigma[0][1] == 1.0
+    assert schedule.sigma[11][0] == 0.0
+    assert (schedule.step(4, 1), schedule.steps_left(4, 1)) == (2, 7)
+    assert schedule.noise_change(2, 1) is None
+    assert schedule.noise_change(3, 1) == pytest.approx(0.1)
+
+
+def test_warmup_and_max_skip_alone_make_a_periodic_schedule() -> None:
+    modes = run(Policy(warmup=3, max_skip=2), staggered(blocks=1))
+    assert of_block(modes, 0) == "RRRPPRPPRP"
+
+
+def test_tail_recomputes_the_last_updates() -> None:
+    assert of_block(run(Policy(warmup=1, max_skip=9, tail=2), staggered(blocks=1)), 0) == "RPPPPPPPRR"
+
+
+def test_thresholds_act_on_the_accumulated_change() -> None:
+    # The noise level falls by 0.1 in every row.
+    policy = Policy(warmup=1, max_skip=9, cache_threshold=0.15, predict_threshold=0.35)
+    assert of_block(run(policy, staggered(blocks=1)), 0) == "RCPPRCPPRC"
+
+
+def test_change_map_is_applied_before_accumulating() -> None:
+    doubled = ChangeMap((0.0, 1.0), (0.0, 2.0))
+    policy = Policy(warmup=1, max_skip=9, cache_threshold=0.15, predict_threshold=0.5, change_map=doubled)
+    assert of_block(run(policy, staggered(blocks=1)), 0) == "RPPRPPRPPR"
+
+
+def test_content_indicator_decides_by_content() -> None:
+    policy = Policy(indicator=MODULATED_INPUT, warmup=1, max_skip=9, cache_threshold=0.25, predict_threshold=0.45)
+    assert of_block(run(policy, staggered(blocks=1), changes=0.2), 0) == "RCPRCPRCPR"
+
+
+@pytest.mark.parametrize("change", [None, math.nan, math.inf])
+def test_unknown_or_broken_content_change_is_recomputed(change: float | None) -> None:
+    policy = Policy(indicator=MODULATED_INPUT, warmup=1, max_skip=9)
+    assert set(of_block(run(policy, staggered(blocks=1), changes=change), 0)) == {"R"}
+
+
+def test_prefix_recomputes_every_earlier_active_block() -> None:
+    for row in run(Policy(warmup=2, max_skip=3), staggered()):
+        recomputed = [b for b, mode in row.items() if mode is R]
+        assert all(row[b] is R for b in row if recomputed and b <= max(recomputed))
+
+
+def test_prefix_leaves_later_blocks_their_own_mode() -> None:
+    policy = Policy(granularity="prefix", indicator=MODULATED_INPUT, warmup=1, max_skip=9, predict_threshold=0.5)
+    schedule = staggered(lag=1)
+    decider = Decider(policy, schedule)
+    for row in range(4):
+        modes = decider.decide(row, {0: 0.1, 1: 0.9 if row == 3 else 0.1, 2: 0.1})
+    assert modes == {0: R, 1: R, 2: P}
+
+
+def test_step_gives_one_mode_to_the_row() -> None:
+    modes = run(Policy(granularity="step", warmup=2, max_skip=3, cache_threshold=0.15), staggered())
+    assert all(len(set(row.values())) == 1 for row in modes)
+    assert {mode for row in modes for mode in row.values()} == {C, P, R}
+
+
+def test_bidirectional_attention_forces_step() -> None:
+    modes = run(Policy(granularity="prefix", warmup=2, max_skip=3), staggered(lag=1, causal=False))
+    assert all(len(set(row.values())) == 1 for row in modes)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("max_skip", [0, 1, 4])
+def test_no_block_ever_goes_longer_than_max_skip(granularity: str, max_skip: int) -> None:
+    modes = run(Policy(granularity=granularity, warmup=1, max_skip=max_skip), staggered())
+    for block in range(3):
+        runs = of_block(modes, block).replace("C", "P").split("R")
+        assert max(map(len, runs)) <= max_skip
+
+
+def test_distrusted_history_is_recomputed_and_counted() -> None:
+    schedule = staggered(blocks=2)
+    decider = Decider(Policy(warmup=1, max_skip=9), schedule)
+    modes = [decider.decide(r, {}, lambda block, mode: block != 1) for r in range(schedule.rows)]
+    assert of_block(modes, 1) == "R" * 10
+    assert decider.fallbacks == 9
+    # Block 0 comes before block 1, so it is recomputed with it while both are active.
+    assert of_block(modes, 0) == "RPRRRRRRRR"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("granularity", "block"),
+        ("indicator", "magic"),
+        ("cache_threshold", -0.1),
+        ("cache_threshold", math.nan),
+        ("cache_threshold", "0.1"),
+        ("predict_threshold", math.inf),
+        ("max_skip", -1),
+        ("max_skip", 2.5),
+        ("order", 3),
+        ("warmup", 0),
+        ("tail", True),
+        ("max_step_ratio", -1),
+        ("magnitude_bound", math.nan),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ProfileError, match=f"policy.{field}") as error:
+        Policy.from_dict({field: value})
+    assert error.value.field == f"policy.{field}"
+
+
+def test_thresholds_in_the_wrong_order_are_refused() -> None:
+    with pytest.raises(ProfileError, match="policy.predict_threshold: must not be below cache_threshold"):
+        Policy(cache_threshold=0.3, predict_threshold=0.2)
+
+
+def test_an_unknown_field_is_refused() -> None:
+    with pytest.raises(ProfileError, match="policy.max_skips: unknown field"):
+        Policy.from_dict({"max_skips": 3})
+
+
+def test_policy_round_trips() -> None:
+    policy = Policy(change_map=ChangeMap((0.1, 0.2), (0.0, 0.5)), predict_threshold=0.7, magnitude_bound=1.0)
+    assert Policy.from_dict(policy.to_dict()) == policy
+
+
+def test_change_map_is_clamped_and_linear_between_knots() -> None:
+    g = ChangeMap((0.1, 0.3), (0.0, 1.0))
+    assert [g(0.0), g(0.1), g(0.2), g(0.3), g(9.0)] == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [((), ()), ((1, 2), (1,)), ((2, 1), (1, 2)), ((1, 2), (2, 1)), ((1,), (-1,)), ((1,), (math.nan,))]
+)
+def test_a_change_map_that_is_not_monotone_is_refused(x: tuple[float, ...], y: tuple[float, ...]) -> None:
+    with pytest.raises(ProfileError, match="policy.change_map"):
+        ChangeMap(x, y)

@@ -1,0 +1,173 @@
+"""Profiles: what is written is what is read, and nothing else is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import scope_runtime
+from scope_runtime import ChangeMap, ModelIdentity, Policy, Profile, ProfileError, ProfileMismatch, Settings
+from tests.tiny import CALL, tiny_pipeline
+
+SCHEMA = json.loads((Path(scope_runtime.__file__).parent / "profile.schema.json").read_text())
+EVIDENCE = {
+    "speedup_evaluations": 4.0,
+    "speedup_denoise": 3.5,
+    "speedup_end_to_end": 2.5,
+    "psnr_db": 37.0,
+    "psnr_worst_prompt_db": 33.0,
+    "psnr_worst_frame_db": 30.0,
+    "ssim": 0.97,
+    "n": 4,
+}
+
+
+def make_profile(pipe: Any, **policy: Any) -> Profile:
+    """A profile for the tiny pipeline's usual call."""
+    return Profile(
+        policy=Policy(change_map=ChangeMap((0.0, 0.1), (0.0, 0.2)), predict_threshold=0.5, **policy),
+        settings=Settings.of(pipe, **CALL),
+        model=ModelIdentity.of(pipe),
+        evidence=EVIDENCE,
+        provenance={"study": "test", "cases": [{"prompt": "a", "seed": 1}]},
+    )
+
+
+def test_round_trip_through_a_file(pipe: Any, tmp_path: Path) -> None:
+    profile = make_profile(pipe)
+    profile.save(tmp_path / "deep" / "profile.json")
+    assert Profile.load(tmp_path / "deep" / "profile.json") == profile
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["profile.json"]
+
+
+def test_a_saved_profile_satisfies_the_published_schema(pipe: Any) -> None:
+    jsonschema.validate(make_profile(pipe).to_dict(), SCHEMA)
+
+
+def test_the_schema_knows_exactly_the_fields_of_the_code(pipe: Any) -> None:
+    data = make_profile(pipe).to_dict()
+    assert set(SCHEMA["properties"]) == set(data)
+    for part in ("policy", "settings", "model"):
+        assert set(SCHEMA["properties"][part]["properties"]) == set(data[part])
+
+
+def test_a_failed_save_leaves_the_old_file(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "profile.json"
+    make_profile(pipe).save(path)
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        make_profile(pipe, max_skip=7).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "not complete JSON"),
+        ('{"format": "scope-profile", "format_ver', "not complete JSON"),
+        ("[]", "must be a JSON object"),
+        ("{}", "format: must be 'scope-profile'"),
+        ('{"format": "scope-profile", "format_version": 2}', "format_version: is 2"),
+        ('{"format": "scope-profile", "format_version": NaN}', "NaN is not a number"),
+        ('{"format": "a", "format": "scope-profile"}', "format: is given twice"),
+    ],
+)
+def test_a_file_that_is_no_profile_is_refused_in_one_sentence(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(text)
+    with pytest.raises(ProfileError, match=complaint) as error:
+        Profile.load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="cannot read profile .*none.json: No such file"):
+        Profile.load(tmp_path / "none.json")
+
+
+def paths(data: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON document."""
+    found = [prefix] if prefix else []
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        found += paths(value, (*prefix, key))
+    return found
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]), st.just({}),
+    st.lists(st.floats(), max_size=3), st.dictionaries(st.text(max_size=3), st.floats(), max_size=2),
+)  # fmt: skip
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_mutated_profile_is_refused_or_valid(data: st.DataObject, mutable: dict[str, Any], tmp_path: Path) -> None:
+    document = json.loads(json.dumps(mutable))
+    *parents, last = data.draw(st.sampled_from(paths(document)))
+    place = document
+    for key in parents:
+        place = place[key]
+    if data.draw(st.booleans()):
+        place[last] = data.draw(JUNK)
+    else:
+        del place[last]
+    path = tmp_path / "mutated.json"
+    path.write_text(json.dumps(document))
+    try:
+        profile = Profile.load(path)
+    except ProfileError:
+        return
+    # What was accepted says the same when written again, and the schema agrees.
+    assert Profile.from_dict(profile.to_dict()) == profile
+    jsonschema.validate(profile.to_dict(), SCHEMA)
+
+
+@pytest.fixture(scope="module")
+def mutable() -> dict[str, Any]:
+    return make_profile(tiny_pipeline()).to_dict()
+
+
+def test_identity_survives_a_change_of_dtype_and_block_size() -> None:
+    one, other = tiny_pipeline(), tiny_pipeline()
+    other.transformer.to(torch.bfloat16)
+    other.transformer._set_ar_attention(5)
+    assert ModelIdentity.of(one) == ModelIdentity.of(other)
+
+
+def test_identity_sees_another_model_and_a_merged_weight() -> None:
+    one, seed, deep, merged = tiny_pipeline(), tiny_pipeline(seed=1), tiny_pipeline(layers=3), tiny_pipeline()
+    merged.transformer.blocks[1].attn1.to_q.weight.data += 0.01
+    identity = ModelIdentity.of(one)
+    assert [m.split(" ")[0] for m in identity.mismatches(ModelIdentity.of(seed))] == ["model.weights"]
+    assert [m.split(" ")[0] for m in identity.mismatches(ModelIdentity.of(merged))] == ["model.weights"]
+    assert [m.split(" ")[0] for m in identity.mismatches(ModelIdentity.of(deep))] == ["model.config", "model.weights"]
+
+
+def test_a_profile_for_another_model_is_refused_by_field(pipe: Any) -> None:
+    with pytest.raises(ProfileMismatch, match="model.weights is .* calibrated for") as error:
+        make_profile(pipe).check_model(tiny_pipeline(seed=1))
+    assert error.value.field == "model.weights"
+
+
+def test_settings_of_long_video_describe_a_window(pipe: Any) -> None:
+    plain = Settings.of(pipe, **CALL)
+    windowed = Settings.of(pipe, **CALL | {"num_frames": 65, "base_num_frames": 33, "overlap_history": 9})
+    assert (plain.num_frames, plain.prefix) == (33, False)
+    assert (windowed.num_frames, windowed.prefix) == (33, True)
+    assert windowed.mismatches(plain) == []  # the first window of a long video
+    assert plain.mismatches(windowed) == ["prefix is True, calibrated for False"]

@@ -1,0 +1,281 @@
+"""The runtime on a real diffusers pipeline with random weights."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2TransformerBlock
+
+from scope_runtime import (
+    MODULATED_INPUT,
+    AttachError,
+    Policy,
+    ProfileMismatch,
+    ScopeWarning,
+    apply_scope,
+    exact,
+    run_policy,
+)
+from tests.scope_runtime.test_profile import make_profile
+from tests.tiny import CALL, latents, tiny_pipeline
+
+MODES = {
+    "asynchronous": {},
+    "block by block": {"ar_step": 8},
+    "without guidance": {"guidance_scale": 1.0},
+    "synchronous": {"ar_step": 0},
+    "long video": {"num_frames": 57, "base_num_frames": 33, "overlap_history": 9},
+    "batch of two": {"prompt": ["a red circle", "a blue square moving up"]},
+}
+
+
+@pytest.mark.parametrize("changes", MODES.values(), ids=MODES.keys())
+def test_exact_equals_stock(pipe: Any, changes: dict[str, Any]) -> None:
+    stock = latents(pipe, **changes)
+    with exact(pipe) as scope:
+        ours = latents(pipe, **changes)
+    assert stock.std() > 0.1
+    assert (ours - stock).abs().max() <= 1e-4
+    if changes.get("ar_step") != 0:
+        assert scope.report.evaluations < scope.report.stock_evaluations
+
+
+def test_exact_leaves_out_what_it_should(pipe: Any) -> None:
+    with exact(pipe) as scope:
+        latents(pipe)
+    report = scope.report
+    # 3 blocks of 8 updates, 2 clean passes; 12 rows of 3 blocks in stock; two guidance branches.
+    assert (report.evaluations, report.stock_evaluations) == (2 * (24 + 2), 2 * 36)
+    assert ["".join(block) for block in zip(*report.modes, strict=True)] == [
+        "RRRRRRRRK...",
+        "..RRRRRRRRK.",
+        "....RRRRRRRR",
+    ]
+
+
+def test_exact_says_where_nothing_can_be_left_out(pipe: Any) -> None:
+    changes = {"causal_block_size": 1, "ar_step": 0}
+    stock = latents(pipe, **changes)
+    with exact(pipe) as scope:
+        ours = latents(pipe, **changes)
+    assert torch.equal(ours, stock)
+    assert scope.report.evaluations == scope.report.stock_evaluations
+    assert "bidirectional" in str(scope.report)
+
+
+def test_condition_noise_keeps_exactness_by_recomputing_the_prefix(pipe: Any) -> None:
+    changes = MODES["long video"] | {"addnoise_condition": 20}
+    torch.manual_seed(0)
+    stock = latents(pipe, **changes)
+    torch.manual_seed(0)
+    with exact(pipe) as scope:
+        ours = latents(pipe, **changes)
+    assert (ours - stock).abs().max() <= 1e-4
+    assert any("addnoise_condition" in note for note in scope.report.notes)
+
+
+def test_leaving_restores_stock_bit_for_bit(pipe: Any) -> None:
+    before = latents(pipe)
+    with run_policy(pipe, Policy(warmup=1)):
+        latents(pipe)
+    assert torch.equal(latents(pipe), before)
+
+
+def test_a_policy_of_max_skip_zero_is_exact(pipe: Any) -> None:
+    with exact(pipe):
+        expected = latents(pipe)
+    with run_policy(pipe, Policy(max_skip=0)):
+        assert torch.equal(latents(pipe), expected)
+
+
+@pytest.mark.parametrize("granularity", ["prefix", "step"])
+@pytest.mark.parametrize("indicator", ["noise-level", MODULATED_INPUT])
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_policies_skip_within_their_bounds(pipe: Any, granularity: str, indicator: str, order: int) -> None:
+    stock = latents(pipe)
+    policy = Policy(granularity=granularity, indicator=indicator, order=order, warmup=2, max_skip=2, tail=1)
+    with run_policy(pipe, policy) as scope:
+        ours = latents(pipe)
+    report = scope.report
+    assert torch.isfinite(ours).all()
+    assert 0 < (ours - stock).abs().max() < 5 * stock.std()
+    assert report.speedup_evaluations > 1.6
+    assert 1 <= report.max_skip_seen <= 2
+    for block in zip(*report.modes, strict=True):
+        updates = "".join(block).replace(".", "").replace("K", "")
+        assert len(updates) == 8
+        assert updates.startswith("RR")
+        assert updates.endswith("R")
+
+
+def test_the_content_indicator_is_the_input_of_the_first_block(pipe: Any) -> None:
+    """`modulated_input` must be what the first attention really receives."""
+    seen: list[torch.Tensor] = []
+    with run_policy(pipe, Policy(indicator=MODULATED_INPUT, max_skip=0)) as scope:
+        call = scope._attachment
+        original, computed = call._new_engine, []
+
+        def spy(arguments: dict[str, Any]) -> Any:
+            engine = original(arguments)
+            measure = engine._content_change
+
+            def keep(modulated: dict[int, torch.Tensor]) -> dict[int, float]:
+                computed.append(torch.cat(list(modulated.values()), dim=1))
+                return measure(modulated)
+
+            engine._content_change = keep
+            return engine
+
+        call._new_engine = spy
+        hook = pipe.transformer.blocks[0].attn1.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        latents(pipe, guidance_scale=1.0)
+        hook.remove()
+    for ours, real in zip(computed[:8], seen[:8], strict=True):
+        torch.testing.assert_close(ours, real, rtol=1e-4, atol=1e-5)
+
+
+def test_observations_cover_every_update_but_the_first(pipe: Any) -> None:
+    with exact(pipe, observe=True) as scope:
+        latents(pipe)
+    observations = scope.report.observations
+    assert {(o.block, o.row) for o in observations} == {(b, r) for b in range(3) for r in range(2 * b + 1, 2 * b + 8)}
+    assert all(o.noise_level > 0 and o.modulated_input > 0 and o.output_change > 0 for o in observations)
+
+
+def test_every_recompute_after_the_first_checks_the_prediction(pipe: Any) -> None:
+    with run_policy(pipe, Policy(warmup=2, max_skip=1)) as scope:
+        latents(pipe)
+    errors = scope.report.prediction_errors
+    recomputes = "".join(scope.report.modes).count("R")
+    assert len(errors) == 2 * (recomputes - 3)  # two branches; the first of each of three blocks has no history
+    assert all(0 <= e.error < 10 for e in errors)
+
+
+def test_the_magnitude_guard_recomputes(pipe: Any) -> None:
+    with run_policy(pipe, Policy(warmup=1, max_skip=9, order=1)) as free:
+        latents(pipe)
+    with run_policy(pipe, Policy(warmup=1, max_skip=9, order=1, magnitude_bound=1e-6)) as guarded:
+        latents(pipe)
+    assert free.report.fallbacks == 0
+    assert guarded.report.fallbacks > 0
+    assert guarded.report.evaluations > free.report.evaluations
+
+
+def test_outputs_that_are_not_finite_are_never_reused(pipe: Any) -> None:
+    real = pipe.transformer.proj_out.forward
+    calls = []
+
+    def broken(hidden: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return real(hidden) * (float("nan") if len(calls) == 3 else 1.0)
+
+    pipe.transformer.proj_out.forward = broken
+    try:
+        with run_policy(pipe, Policy(warmup=1, max_skip=3)) as scope:
+            latents(pipe, guidance_scale=1.0)
+    finally:
+        del pipe.transformer.proj_out.forward
+    assert scope.report.fallbacks > 0
+
+
+class TestProfiles:
+    def test_calibrated_settings_run_the_policy(self, pipe: Any) -> None:
+        with warnings.catch_warnings(), apply_scope(pipe, make_profile(pipe, warmup=2)) as scope:
+            warnings.simplefilter("error", ScopeWarning)
+            latents(pipe)
+        assert "P" in "".join(scope.report.modes)
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("num_inference_steps", 9),
+            ("guidance_scale", 2.0),
+            ("ar_step", 3),
+            ("height", 32),
+            ("num_frames", 45),
+        ],
+    )
+    def test_other_settings_run_exact_with_a_warning(self, pipe: Any, field: str, value: Any) -> None:
+        stock = latents(pipe, **{field: value})
+        with apply_scope(pipe, make_profile(pipe)) as scope, pytest.warns(ScopeWarning, match=field):
+            ours = latents(pipe, **{field: value})
+        assert (ours - stock).abs().max() <= 1e-4
+        assert field in scope.report.notes[0]
+
+    def test_other_settings_raise_on_request_and_leave_a_clean_pipeline(self, pipe: Any) -> None:
+        stock = latents(pipe)
+        with apply_scope(pipe, make_profile(pipe), on_mismatch="raise"):
+            with pytest.raises(ProfileMismatch, match="settings.ar_step") as error:
+                latents(pipe, ar_step=3)
+            assert error.value.field == "settings.ar_step"
+            latents(pipe)
+        assert torch.equal(latents(pipe), stock)
+
+    def test_another_scheduler_is_another_setting(self) -> None:
+        calibrated, shifted = tiny_pipeline(), tiny_pipeline(flow_shift=8.0)
+        with apply_scope(shifted, make_profile(calibrated)), pytest.warns(ScopeWarning, match="flow_shift=8.0"):
+            latents(shifted)
+
+    def test_another_model_is_refused_before_anything_is_touched(self, pipe: Any) -> None:
+        other = tiny_pipeline(seed=1)
+        with pytest.raises(ProfileMismatch, match="model.weights"):
+            apply_scope(other, make_profile(pipe))
+        assert "generate_timestep_matrix" not in vars(other)
+
+
+class TestAttaching:
+    def test_an_unknown_pipeline_is_refused(self) -> None:
+        with pytest.raises(AttachError, match="object is not a pipeline"):
+            exact(object())
+
+    def test_a_second_scope_is_refused(self, pipe: Any) -> None:
+        with exact(pipe), pytest.raises(AttachError, match="already accelerated"):
+            exact(pipe)
+
+    def test_another_cache_is_refused(self) -> None:
+        pipe = tiny_pipeline()
+        TransformerBlockRegistry.register(
+            SkyReelsV2TransformerBlock,
+            TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
+        )
+        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+        with pytest.raises(AttachError, match="disable_cache"):
+            exact(pipe)
+
+    def test_an_exception_in_mid_generation_leaves_a_clean_pipeline(self, pipe: Any) -> None:
+        stock = latents(pipe)
+
+        def fail(pipe: Any, row: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if row == 5:
+                raise KeyboardInterrupt
+            return {}
+
+        with run_policy(pipe, Policy(warmup=1)) as scope:
+            with pytest.raises(KeyboardInterrupt):
+                latents(pipe, callback_on_step_end=fail)
+            first = latents(pipe)
+            assert len(scope.report.modes) == 12
+            assert torch.equal(latents(pipe), first)
+        assert torch.equal(latents(pipe), stock)
+
+    def test_the_transformer_can_be_called_outside_a_generation(self, pipe: Any) -> None:
+        arguments = {
+            "hidden_states": torch.randn(1, 16, 3, 2, 2),
+            "timestep": torch.full((1, 3), 500),
+            "encoder_hidden_states": torch.randn(1, 4, 32),
+            "enable_diffusion_forcing": True,
+        }
+        with torch.no_grad():
+            stock = pipe.transformer(**arguments).sample
+            with exact(pipe):
+                assert torch.equal(pipe.transformer(**arguments).sample, stock)
+
+    def test_settings_default_to_the_pipelines_own(self, pipe: Any) -> None:
+        with exact(pipe), pytest.raises(ValueError, match="divisible by 16"):
+            pipe("a", height=17, width=17)
+        assert latents(pipe, **CALL).shape == (1, 16, 9, 2, 2)

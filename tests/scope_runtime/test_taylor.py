@@ -1,0 +1,103 @@
+"""Extrapolation on fields whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scope_runtime import History
+
+SIGMAS = (0.95, 0.8, 0.7)
+"""Non-uniform on purpose."""
+
+
+def filled(order: int, field: list[float], sigmas: tuple[float, ...] = SIGMAS) -> History:
+    """History of the scalar polynomial with the given coefficients, lowest power first."""
+    history = History(order)
+    for s in sigmas:
+        history.record(s, value(field, s))
+    return history
+
+
+def value(field: list[float], s: float) -> torch.Tensor:
+    return torch.full((2, 3), sum(c * s**k for k, c in enumerate(field)), dtype=torch.float64).float()
+
+
+@pytest.mark.parametrize(
+    ("order", "field"), [(0, [1.5]), (1, [1.5, -2.0]), (2, [1.5, -2.0, 3.0])], ids=["constant", "linear", "quadratic"]
+)
+def test_order_k_is_exact_on_polynomials_of_degree_k(order: int, field: list[float]) -> None:
+    torch.testing.assert_close(filled(order, field).extrapolate(0.4, order), value(field, 0.4), rtol=0, atol=1e-5)
+
+
+def test_order_one_misses_a_quadratic_by_the_known_remainder() -> None:
+    history = filled(1, [0.0, 0.0, 3.0])
+    error = history.extrapolate(0.4, 1) - value([0.0, 0.0, 3.0], 0.4)
+    # Newton's remainder: -(s - s0)(s - s1) v''/2 with v'' = 6.
+    expected = -(0.4 - 0.7) * (0.4 - 0.8) * 3.0
+    torch.testing.assert_close(error, torch.full((2, 3), expected), rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_in_the_history_is_amplified_by_at_most_one_plus_two_rho() -> None:
+    noisy = History(1)
+    noisy.record(0.8, torch.tensor([-1.0]))  # the true field is zero; both errors are 1 at most
+    noisy.record(0.7, torch.tensor([1.0]))
+    rho = noisy.step_ratio(0.4)
+    assert rho == pytest.approx(3.0)
+    assert float(noisy.extrapolate(0.4, 1)) == pytest.approx(1 + 2 * rho)
+
+
+def test_order_is_limited_by_the_points_and_by_the_reach() -> None:
+    history = History(2)
+    history.record(0.9, torch.ones(1))
+    assert history.usable_order(0.8, 2) == 0
+    history.record(0.8, torch.ones(1))
+    assert history.usable_order(0.7, 2) == 1
+    assert history.usable_order(0.5, 2, max_step_ratio=2.0) == 0  # rho is 3
+    history.record(0.7, torch.ones(1))
+    assert history.usable_order(0.6, 2) == 2
+    assert history.usable_order(0.4, 2, max_step_ratio=2.0) == 1
+
+
+def test_a_block_that_did_not_move_adds_no_point() -> None:
+    history = History(1)
+    history.record(0.9, torch.ones(1))
+    history.record(0.9 - 1e-7, torch.full((1,), 2.0))
+    assert len(history) == 1
+    assert float(history.extrapolate(0.5, 0)) == 2.0
+
+
+def test_displacement_is_exact_for_order_one() -> None:
+    history = filled(1, [1.0, 2.0])
+    newest = history.extrapolate(0.7, 0)
+    moved = history.extrapolate(0.4, 1) - newest
+    expected = float(torch.linalg.vector_norm(moved) / torch.linalg.vector_norm(newest))
+    assert history.displacement(0.4, 1) == pytest.approx(expected, rel=1e-5)
+    assert history.displacement(0.4, 0) == 0.0
+
+
+def test_displacement_bounds_order_two() -> None:
+    generator = torch.Generator().manual_seed(0)
+    history = History(2)
+    for s in SIGMAS:
+        history.record(s, torch.randn(50, generator=generator))
+    newest = history.extrapolate(0.7, 0)
+    moved = torch.linalg.vector_norm(history.extrapolate(0.4, 2) - newest) / torch.linalg.vector_norm(newest)
+    assert float(moved) <= history.displacement(0.4, 2) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_displacement_of_an_output_that_is_not_finite_is_not_a_number(bad: float) -> None:
+    history = filled(1, [1.0, 2.0])
+    history.record(0.6, torch.tensor([1.0, bad]).repeat(3).reshape(2, 3))
+    assert math.isnan(history.displacement(0.5, 1))
+
+
+def test_half_precision_outputs_are_extrapolated_in_float32() -> None:
+    history = History(1)
+    for s in (0.8, 0.7):
+        history.record(s, torch.full((1,), s, dtype=torch.bfloat16))
+    assert history.extrapolate(0.6, 1).dtype == torch.float32
+    assert history.bytes == 2 * 4
