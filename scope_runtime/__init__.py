@@ -9,9 +9,18 @@ print(scope.report)
 ```
 """
 
-from scope_runtime.errors import AttachError, ProfileError, ProfileMismatch, ScopeError, ScopeWarning
+from scope_runtime.context import context_bytes
+from scope_runtime.errors import (
+    AttachError,
+    ConcurrentCallError,
+    ContextTooLarge,
+    ProfileError,
+    ProfileMismatch,
+    ScopeError,
+    ScopeWarning,
+)
 from scope_runtime.indicator import MODULATED_INPUT, NOISE_LEVEL, ChangeMap
-from scope_runtime.policy import Decider, Mode, Policy
+from scope_runtime.policy import Decider, Mode, Policy, plan_of
 from scope_runtime.profile import ModelIdentity, Profile, Settings
 from scope_runtime.report import Observation, PredictionError, Report
 from scope_runtime.schedule import Phase, Schedule
@@ -23,6 +32,8 @@ __all__ = [
     "NOISE_LEVEL",
     "AttachError",
     "ChangeMap",
+    "ConcurrentCallError",
+    "ContextTooLarge",
     "Decider",
     "History",
     "Mode",
@@ -41,6 +52,8 @@ __all__ = [
     "ScopeWarning",
     "Settings",
     "apply_scope",
+    "context_bytes",
     "exact",
+    "plan_of",
     "run_policy",
 ]

@@ -13,12 +13,10 @@ import torch
 
 from scope_runtime.context import Context, Pass
 from scope_runtime.indicator import relative_l1
-from scope_runtime.policy import Decider, Mode, Policy
+from scope_runtime.policy import CONTEXT_DTYPES, LETTERS, Decider, Mode, Policy, needs_stale_context, plan_of
 from scope_runtime.report import Observation, WindowReport
 from scope_runtime.schedule import Phase, Schedule
 from scope_runtime.taylor import History
-
-_LETTER = {Mode.CACHE: "C", Mode.PREDICT: "P", Mode.RECOMPUTE: "R"}
 
 
 class Model(Protocol):
@@ -36,7 +34,7 @@ class _Branch:
     """State of one guidance branch."""
 
     histories: list[History]
-    context: Context = field(default_factory=Context)
+    context: Context
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)  # previous row's, only when observing
     row: int = 0
 
@@ -50,6 +48,7 @@ class Engine:
         observe: Record indicator and output changes (exact mode only makes sense of them).
         volatile: Blocks whose input changes although they are complete (a prefix that is noised anew in every row):
             they are computed whenever a later block is and never captured.
+        offload: Keep context in host memory.
     """
 
     def __init__(
@@ -59,13 +58,17 @@ class Engine:
         *,
         observe: bool = False,
         volatile: frozenset[int] = frozenset(),
+        offload: bool = False,
     ) -> None:
         self.schedule = schedule
         self.policy = policy
         self.report = WindowReport()
         self._observe = observe
         self._volatile = volatile
+        self._offload = offload
         self._decider = Decider(policy, schedule) if policy else None
+        self._keep_stale = policy is not None and needs_stale_context(policy, schedule)
+        self.report.plan = plan_of(policy, schedule) if policy else None
         self._branches: dict[str, _Branch] = {}
         self._modulated: dict[int, torch.Tensor] = {}
         self._modes: dict[int, Mode] = {}
@@ -87,10 +90,7 @@ class Engine:
         Returns:
             Raw output per active block (a computed block that is not active is left out: nobody reads it).
         """
-        branch = self._branches.setdefault(
-            branch_name,
-            _Branch([History(self.policy.order if self.policy else 0) for _ in range(self.schedule.blocks)]),
-        )
+        branch = self._branches.get(branch_name) or self._new_branch(branch_name)
         row = branch.row
         if row >= self.schedule.rows:
             raise IndexError(f"the plan has {self.schedule.rows} rows, but row {row} was asked for")
@@ -100,7 +100,9 @@ class Engine:
 
         request = self._request(row, branch)
         computed = model.forward(request) if request.blocks else {}
-        branch.context.blocks.extend(request.capture)
+        if request.keep:
+            complete = self.schedule.complete(row)
+            branch.context.close_pass(request.keep, [b for b in request.keep if b in complete])
         self.report.evaluations += len(computed)
         self.report.stock_evaluations += self.schedule.blocks
 
@@ -116,15 +118,28 @@ class Engine:
                 outputs[block] = history.extrapolate(sigma, self._order(mode, history, sigma))
         if self._observe:
             self._observe_outputs(row, branch, outputs)
-        self.report.context_bytes = sum(b.context.bytes for b in self._branches.values())
-        self.report.history_bytes = sum(h.bytes for b in self._branches.values() for h in b.histories)
+        branches = self._branches.values()
+        self.report.context_bytes = max(self.report.context_bytes, sum(b.context.bytes for b in branches))
+        held = sum(h.bytes for b in branches for h in b.histories)
+        self.report.history_bytes = max(self.report.history_bytes, held)
         return outputs
+
+    def _new_branch(self, name: str) -> _Branch:
+        policy = self.policy
+        order = policy.order if policy else 0
+        context = Context(
+            window=policy.context_window if policy else None,
+            dtype=CONTEXT_DTYPES[policy.context_dtype] if policy and policy.context_dtype else None,
+            offload=self._offload,
+        )
+        branch = _Branch([History(order) for _ in range(self.schedule.blocks)], context)
+        self._branches[name] = branch
+        return branch
 
     def _decide(self, row: int, model: Model) -> None:
         active = self.schedule.active(row)
-        self._changes = {}
-        if self._observe or (self.policy and self.policy.needs_content):
-            self._changes = self._content_change(model.modulated_input(active))
+        looks = self._observe or (self.policy is not None and self.policy.needs_content)
+        self._read_device(active, model.modulated_input(active) if looks else {})
         if self._decider:
             self._modes = self._decider.decide(row, self._changes, lambda b, mode: self._trusted(row, b, mode))
             self.report.fallbacks = self._decider.fallbacks
@@ -132,18 +147,33 @@ class Engine:
             self._modes = dict.fromkeys(active, Mode.RECOMPUTE)
         self._note_row(row)
 
-    def _content_change(self, modulated: Mapping[int, torch.Tensor]) -> dict[int, float]:
-        """Change since the previous row of every block that was active there; one device-to-host copy."""
+    def _read_device(self, active: tuple[int, ...], modulated: Mapping[int, torch.Tensor]) -> None:
+        """Brings everything that the row's decision needs to the host, in one small copy.
+
+        That is how far each block's modulated input moved since the previous row, and the norms of the outputs
+        recorded since the last decision.
+        """
         previous, self._modulated = self._modulated, dict(modulated)
         moved = [b for b in modulated if b in previous]
-        if not moved:
-            return {}
-        values = torch.stack([relative_l1(modulated[b], previous[b]) for b in moved]).tolist()
-        return dict(zip(moved, values, strict=True))
+        guarded = self.policy is not None and self.policy.needs_guard
+        histories = [branch.histories[b] for branch in self._branches.values() for b in active] if guarded else []
+        pending = [(history, norms) for history in histories if (norms := history.pending_norms) is not None]
+        self._changes = {}
+        if not moved and not pending:
+            return
+        parts = [relative_l1(modulated[b], previous[b]).reshape(1) for b in moved] + [norms for _, norms in pending]
+        values = torch.cat(parts).tolist()
+        self._changes = dict(zip(moved, values, strict=False))
+        start = len(moved)
+        for history, norms in pending:
+            history.norms = values[start : start + len(norms)]
+            start += len(norms)
 
     def _trusted(self, row: int, block: int, mode: Mode) -> bool:
         """Whether the block's history bears reuse or extrapolation, on every branch (the magnitude guard)."""
         assert self.policy is not None
+        if not self.policy.needs_guard:
+            return True
         sigma = self.schedule.sigma[row][block]
         bound = self.policy.magnitude_bound
         for branch in self._branches.values():
@@ -169,11 +199,12 @@ class Engine:
         if not self.schedule.causal:
             return Pass(tuple(range(self.schedule.blocks)), branch.context, causal=False)
         last = max(recompute)
-        missing = [b for b in self.schedule.complete(row) if b < last and b not in branch.context.blocks]
+        missing = [b for b in self.schedule.complete(row) if b < last and b not in branch.context.captured]
+        keep = [b for b in missing if b not in self._volatile]
         return Pass(
             blocks=tuple(sorted({*recompute, *missing})),
             context=branch.context,
-            capture=tuple(b for b in missing if b not in self._volatile),
+            keep=tuple(sorted({*keep, *recompute} if self._keep_stale else keep)),
         )
 
     def _check_prediction(self, row: int, block: int, branch_name: str, history: History, truth: torch.Tensor) -> None:
@@ -206,13 +237,13 @@ class Engine:
 
     def _note_row(self, row: int) -> None:
         """Writes the row's letters; which complete blocks it computes is the same on every branch."""
-        held = next(iter(self._branches.values())).context.blocks
+        held = next(iter(self._branches.values())).context.captured
         recompute = [b for b, mode in self._modes.items() if mode is Mode.RECOMPUTE]
         last = max(recompute, default=-1)
         letters = []
         for block, phase in enumerate(self.schedule.phase[row]):
             if phase is Phase.ACTIVE:
-                letters.append(_LETTER[self._modes[block]])
+                letters.append(LETTERS[self._modes[block]])
             elif not self.schedule.causal:
                 letters.append("#" if recompute else ".")
             elif phase is Phase.COMPLETE and block < last and block not in held:

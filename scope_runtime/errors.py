@@ -31,3 +31,11 @@ class AttachError(ScopeError, RuntimeError):
 
 class ScopeWarning(UserWarning):
     """The runtime did something safer and slower than what the profile asked for."""
+
+
+class ContextTooLarge(ScopeError, MemoryError):
+    """The context of a generation would take more memory than the caller allows."""
+
+
+class ConcurrentCallError(ScopeError, RuntimeError):
+    """Two threads generate with one accelerated pipeline at the same time."""

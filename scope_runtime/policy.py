@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any
 
+import torch
+
 from scope_runtime import _check
 from scope_runtime.errors import ProfileError
 from scope_runtime.indicator import INDICATORS, MODULATED_INPUT, NOISE_LEVEL, ChangeMap
 from scope_runtime.schedule import Schedule
 
-GRANULARITIES = ("prefix", "step")
+GRANULARITIES = ("prefix", "step", "block")
+CONTEXT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Mode(IntEnum):
@@ -27,6 +30,11 @@ class Mode(IntEnum):
     """The block goes through the transformer."""
 
 
+IDLE = "."
+LETTERS = {Mode.CACHE: "C", Mode.PREDICT: "P", Mode.RECOMPUTE: "R"}
+_MODE_OF = {letter: mode for mode, letter in LETTERS.items()}
+
+
 @dataclass(frozen=True)
 class Policy:
     """Everything that decides between the modes.
@@ -34,6 +42,8 @@ class Policy:
     Attributes:
         granularity: ``"prefix"``: when a block is recomputed, every active block before it is too, so that it sees
             fresh context only. ``"step"``: one mode for the whole row, the most expensive that any block asks for.
+            ``"block"``: only the blocks that ask, which then see stale K/V of the others: quality collapses; it is
+            here for comparison.
         indicator: ``"noise-level"`` (drop of sigma since the previous row; no tensor work) or ``"modulated-input"``
             (relative L1 change of the first transformer block's input after timestep modulation).
         change_map: Map from the indicator to expected output change; None takes the indicator as it is.
@@ -47,6 +57,11 @@ class Policy:
         max_step_ratio: Above this ratio of gap to history spacing the order drops by one. None: no such limit.
         magnitude_bound: Above this relative distance from the newest output the block is recomputed. None: no bound
             (outputs that are not finite are never reused all the same).
+        context_window: Complete blocks to attend to, the newest ones; None attends to all, which is exact.
+        context_dtype: What the context is stored in; None stores it as it is computed, which is exact.
+        plan: A frozen plan: one string per row, one letter per block, R, P, C or ``.`` for idle. It takes the place
+            of indicator, thresholds, granularity, ``max_skip``, ``warmup`` and ``tail``; nothing is decided while it
+            runs, and only a ``magnitude_bound`` makes it look at outputs at all.
 
     Raises:
         ProfileError: Naming the field, if a value is out of range.
@@ -63,6 +78,9 @@ class Policy:
     tail: int = 0
     max_step_ratio: float | None = None
     magnitude_bound: float | None = None
+    context_window: int | None = None
+    context_dtype: str | None = None
+    plan: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -84,15 +102,29 @@ class Policy:
         _check.integer(data, "tail", where, minimum=0, maximum=10_000)
         _check.number(data, "max_step_ratio", where, minimum=0, optional=True)
         _check.number(data, "magnitude_bound", where, minimum=0, optional=True)
+        _check.integer(data, "context_window", where, minimum=1, optional=True)
+        if self.context_dtype is not None:
+            _check.choice(data, "context_dtype", where, tuple(CONTEXT_DTYPES))
+        if self.plan is not None:
+            _check_plan_form(self.plan)
 
     @property
     def needs_content(self) -> bool:
         """Whether the indicator has to look at tensors."""
-        return self.indicator == MODULATED_INPUT
+        return self.plan is None and self.indicator == MODULATED_INPUT
+
+    @property
+    def needs_guard(self) -> bool:
+        """Whether reused outputs are checked before use; a frozen plan asks for it by a magnitude bound."""
+        return self.plan is None or self.magnitude_bound is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form, every field written out."""
-        return {**asdict(self), "change_map": self.change_map.to_dict() if self.change_map else None}
+        return {
+            **asdict(self),
+            "change_map": self.change_map.to_dict() if self.change_map else None,
+            "plan": None if self.plan is None else list(self.plan),
+        }
 
     @classmethod
     def from_dict(cls, data: Any) -> Policy:
@@ -101,7 +133,19 @@ class Policy:
         fields = dict(data)
         if fields.get("change_map") is not None:
             fields["change_map"] = ChangeMap.from_dict(fields["change_map"])
+        if isinstance(fields.get("plan"), list):
+            fields["plan"] = tuple(fields["plan"])
         return cls(**fields)
+
+
+def _check_plan_form(plan: Any) -> None:
+    if not isinstance(plan, tuple) or not plan or not all(isinstance(row, str) and row for row in plan):
+        raise ProfileError("policy.plan", "must be a list of strings, one per row, or null")
+    if len({len(row) for row in plan}) > 1:
+        raise ProfileError("policy.plan", "every row must have one letter per block")
+    for row, letters in enumerate(plan):
+        if not set(letters) <= {*_MODE_OF, IDLE}:
+            raise ProfileError(f"policy.plan[{row}]", f"letters must be R, P, C or '.', not {letters!r}")
 
 
 class Decider:
@@ -110,9 +154,14 @@ class Decider:
     Args:
         policy: The rules.
         schedule: The window's plan.
+
+    Raises:
+        ProfileError: If the policy holds a frozen plan that does not fit the schedule.
     """
 
     def __init__(self, policy: Policy, schedule: Schedule) -> None:
+        if policy.plan is not None:
+            _check_plan_fits(policy.plan, schedule)
         self.policy = policy
         self.schedule = schedule
         # Under bidirectional attention a recomputed block sees all others, so none may be left out.
@@ -139,8 +188,11 @@ class Decider:
         Returns:
             The mode of each active block.
         """
-        modes = {block: self._wish(row, block, content_change) for block in self.schedule.active(row)}
-        modes = self._spread(modes)
+        active = self.schedule.active(row)
+        if self.policy.plan is not None:
+            modes = {block: _MODE_OF[self.policy.plan[row][block]] for block in active}
+        else:
+            modes = self._spread({block: self._wish(row, block, content_change) for block in active})
         distrusted = {b for b, mode in modes.items() if mode is not Mode.RECOMPUTE and not trusted(b, mode)}
         if distrusted:
             self.fallbacks += len(distrusted)
@@ -177,7 +229,53 @@ class Decider:
         """Applies the granularity: raises modes, never lowers one."""
         if not modes:
             return modes
+        if self.granularity == "block":
+            return modes
         if self.granularity == "step":
             return dict.fromkeys(modes, max(modes.values()))
         last = max((b for b, mode in modes.items() if mode is Mode.RECOMPUTE), default=-1)
         return {b: Mode.RECOMPUTE if b <= last else mode for b, mode in modes.items()}
+
+
+def _check_plan_fits(plan: tuple[str, ...], schedule: Schedule) -> None:
+    if (len(plan), len(plan[0])) != (schedule.rows, schedule.blocks):
+        raise ProfileError(
+            "policy.plan",
+            f"has {len(plan)} rows of {len(plan[0])} blocks, but this generation has {schedule.rows} rows of "
+            f"{schedule.blocks}: it was made for other settings",
+        )
+    for row, letters in enumerate(plan):
+        active = schedule.active(row)
+        for block, letter in enumerate(letters):
+            if (letter != IDLE) != (block in active):
+                should = "update" if block in active else "leave idle"
+                raise ProfileError(f"policy.plan[{row}]", f"must {should} block {block} in this generation")
+            if letter in "PC" and schedule.step(row, block) == 0:
+                raise ProfileError(f"policy.plan[{row}]", f"must recompute block {block} at its first update")
+
+
+def needs_stale_context(policy: Policy, schedule: Schedule) -> bool:
+    """Whether a block is recomputed while an earlier active one is not, and so sees its K/V of an older row."""
+    if not schedule.causal:
+        return False
+    if policy.plan is None:
+        return policy.granularity == "block"
+    return any({"P", "C"} & set(row[: row.rindex("R")]) for row in policy.plan if "R" in row)
+
+
+def plan_of(policy: Policy, schedule: Schedule) -> tuple[str, ...] | None:
+    """The whole plan of a window before it runs, or None when it depends on content.
+
+    Fallbacks by the magnitude guard are not in it: they depend on content too.
+
+    Returns:
+        One string per row, one letter per block: the form of `Policy.plan`.
+    """
+    if policy.needs_content:
+        return None
+    decider = Decider(policy, schedule)
+    rows = []
+    for row in range(schedule.rows):
+        modes = decider.decide(row, {})
+        rows.append("".join(LETTERS[modes[b]] if b in modes else IDLE for b in range(schedule.blocks)))
+    return tuple(rows)

@@ -83,9 +83,11 @@ class Settings:
     def of(cls, pipe: Any, **call: Any) -> Settings:
         """The settings that ``pipe(**call)`` would run with; arguments left out take the pipeline's defaults."""
         signature = inspect.signature(type(pipe).__call__)
-        given = {k: p.default for k, p in signature.parameters.items() if p.default is not p.empty} | call
+        given = {name: parameter.default for name, parameter in signature.parameters.items()} | call
         block = given["causal_block_size"] or pipe.transformer.config.num_frame_per_block
         windowed = given["overlap_history"] is not None and given["num_frames"] > given["base_num_frames"]
+        # Image- and video-to-video start from finished frames.
+        prefix = windowed or not given.keys().isdisjoint({"image", "video"})
         return cls(
             height=given["height"],
             width=given["width"],
@@ -96,8 +98,8 @@ class Settings:
             causal_block_size=block,
             dtype=str(pipe.transformer.dtype).removeprefix("torch."),
             scheduler=cls.describe_scheduler(pipe.scheduler),
-            prefix=windowed,
-            noised_prefix=windowed and given["addnoise_condition"] > 0,
+            prefix=prefix,
+            noised_prefix=prefix and given["addnoise_condition"] > 0,
         )
 
     @staticmethod

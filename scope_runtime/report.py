@@ -64,6 +64,9 @@ class WindowReport:
         fallbacks: Blocks recomputed because their history could not be trusted.
         max_skip_seen: Longest run of rows that a block went without recompute.
         note: Why the window ran slower than asked for, or an empty string.
+        plan: The whole plan as known before the first row, or None in exact mode and when it depends on content.
+        context_bytes: Most memory that captured K/V took.
+        history_bytes: Most memory that recorded outputs took.
     """
 
     modes: list[str] = field(default_factory=list)
@@ -72,6 +75,7 @@ class WindowReport:
     fallbacks: int = 0
     max_skip_seen: int = 0
     note: str = ""
+    plan: tuple[str, ...] | None = None
     context_bytes: int = 0
     history_bytes: int = 0
     _observations: dict[tuple[int, int], Observation] = field(default_factory=dict, repr=False)
@@ -112,10 +116,13 @@ class Report:
         windows: Its windows, in order.
         seconds: Wall clock from the plan to the end of the last row's model call. The host's clock without a device
             synchronisation: on a GPU it is meaningful for the whole, not for a single row.
+        peak_memory_bytes: Most device memory allocated while the generation ran, or None where the device does not
+            count (CPU).
     """
 
     windows: list[WindowReport] = field(default_factory=list)
     seconds: float = 0.0
+    peak_memory_bytes: int | None = None
 
     @property
     def evaluations(self) -> int:
@@ -141,6 +148,16 @@ class Report:
     def max_skip_seen(self) -> int:
         """Longest run of rows that a block went without recompute."""
         return max((w.max_skip_seen for w in self.windows), default=0)
+
+    @property
+    def context_bytes(self) -> int:
+        """Most memory that captured K/V took."""
+        return max((w.context_bytes for w in self.windows), default=0)
+
+    @property
+    def history_bytes(self) -> int:
+        """Most memory that recorded outputs took."""
+        return max((w.history_bytes for w in self.windows), default=0)
 
     @property
     def modes(self) -> list[str]:
@@ -171,6 +188,9 @@ class Report:
             "seconds": self.seconds,
             "fallbacks": self.fallbacks,
             "max_skip_seen": self.max_skip_seen,
+            "context_bytes": self.context_bytes,
+            "history_bytes": self.history_bytes,
+            "peak_memory_bytes": self.peak_memory_bytes,
             "modes": self.modes,
             "notes": self.notes,
         }
@@ -184,6 +204,8 @@ class Report:
             f"({self.speedup_evaluations:.2f}x fewer) in {self.seconds:.2f} s",
             f"recompute {counts['R']}, predict {counts['P']}, cache {counts['C']}, context captures {counts['K']}, "
             f"fallbacks {self.fallbacks}, longest skip {self.max_skip_seen}",
+            f"context {self.context_bytes / 2**20:.1f} MiB, histories {self.history_bytes / 2**20:.1f} MiB"
+            + (f", device peak {self.peak_memory_bytes / 2**20:.0f} MiB" if self.peak_memory_bytes else ""),
             *self.notes,
         ]
         for i, window in enumerate(self.windows):

@@ -6,6 +6,7 @@ import warnings
 from types import TracebackType
 from typing import Any, Literal
 
+from scope_runtime.context import ContextOptions
 from scope_runtime.errors import AttachError, ProfileMismatch, ScopeWarning
 from scope_runtime.policy import Policy
 from scope_runtime.profile import Profile, Settings
@@ -25,6 +26,15 @@ class Scope:
         """What the last generation did; empty before the first."""
         return self._attachment.report
 
+    @property
+    def plan(self) -> tuple[str, ...] | None:
+        """The whole plan of the window that runs or ran last: one string per row, one letter per block.
+
+        Known before the window's first row. None in exact mode, with the content indicator, and before a generation.
+        """
+        windows = self.report.windows
+        return windows[-1].plan if windows else None
+
     def close(self) -> None:
         """Gives the pipeline back as it was; harmless when called twice."""
         self._attachment.detach()
@@ -38,7 +48,14 @@ class Scope:
         self.close()
 
 
-def apply_scope(pipe: Any, profile: Profile, *, on_mismatch: OnMismatch = "exact") -> Scope:
+def apply_scope(
+    pipe: Any,
+    profile: Profile,
+    *,
+    on_mismatch: OnMismatch = "exact",
+    offload_context: bool = False,
+    max_context_bytes: int | None = None,
+) -> Scope:
     """Accelerates a pipeline with a calibrated profile.
 
     Args:
@@ -46,6 +63,8 @@ def apply_scope(pipe: Any, profile: Profile, *, on_mismatch: OnMismatch = "exact
         profile: From `Profile.load`.
         on_mismatch: What to do when a call's settings are not the calibrated ones: run it ``"exact"`` (identical
             frames, no skipping) with a `ScopeWarning` that names the settings, or ``"raise"`` `ProfileMismatch`.
+        offload_context: Keep captured context in host memory; slower, exact.
+        max_context_bytes: Refuse a generation whose context would take more, before it starts.
 
     Returns:
         A context manager whose ``report`` tells what each generation did.
@@ -70,7 +89,7 @@ def apply_scope(pipe: Any, profile: Profile, *, on_mismatch: OnMismatch = "exact
         warnings.warn(message, ScopeWarning, stacklevel=2)
         return None, message
 
-    return Scope(adapter(pipe, policy_for))
+    return Scope(adapter(pipe, policy_for, context=ContextOptions(offload_context, max_context_bytes)))
 
 
 def run_policy(pipe: Any, policy: Policy) -> Scope:
@@ -78,7 +97,9 @@ def run_policy(pipe: Any, policy: Policy) -> Scope:
     return Scope(_adapter_for(pipe)(pipe, lambda settings: (policy, "")))
 
 
-def exact(pipe: Any, *, observe: bool = False) -> Scope:
+def exact(
+    pipe: Any, *, observe: bool = False, offload_context: bool = False, max_context_bytes: int | None = None
+) -> Scope:
     """Leaves out only what cannot change the result: needs no profile.
 
     Under block-causal attention (``causal_block_size`` above 1), blocks that have not started are not computed, and
@@ -88,8 +109,11 @@ def exact(pipe: Any, *, observe: bool = False) -> Scope:
     Args:
         pipe: A pipeline of a known family.
         observe: Also record how far indicators and outputs moved in every row (``report.observations``).
+        offload_context: Keep captured context in host memory; slower, exact.
+        max_context_bytes: Refuse a generation whose context would take more, before it starts.
     """
-    return Scope(_adapter_for(pipe)(pipe, lambda settings: (None, ""), observe=observe))
+    context = ContextOptions(offload_context, max_context_bytes)
+    return Scope(_adapter_for(pipe)(pipe, lambda settings: (None, ""), observe=observe, context=context))
 
 
 def _adapter_for(pipe: Any) -> Any:

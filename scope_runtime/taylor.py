@@ -68,7 +68,7 @@ class History:
         Uses norms taken when the points were recorded, so the check costs no tensor work in a skipped row. Not finite
         when the recorded outputs were not.
         """
-        base, *norms = self._read_norms()
+        base, *norms = self.norms
         total, reach = 0.0, 1.0
         for k in range(order):
             reach *= abs(sigma - self._sigmas[k])
@@ -91,9 +91,21 @@ class History:
             result = result + reach * self._coefficients[k + 1]
         return result
 
-    def _read_norms(self) -> list[float]:
-        # One small device-to-host copy per recorded point, made only when a skipped row first asks.
+    @property
+    def pending_norms(self) -> torch.Tensor | None:
+        """Norms not read from the device yet, or None: whoever has several histories reads them in one copy."""
+        if self._norms is not None or not self._coefficients:
+            return None
+        return torch.stack([torch.linalg.vector_norm(c) for c in self._coefficients])
+
+    @property
+    def norms(self) -> list[float]:
+        """Norms of the divided differences, newest output first."""
         if self._norms is None:
-            norms = torch.stack([torch.linalg.vector_norm(c) for c in self._coefficients])
-            self._norms = norms.tolist()
+            pending = self.pending_norms
+            self._norms = [] if pending is None else pending.tolist()
         return self._norms
+
+    @norms.setter
+    def norms(self, values: list[float]) -> None:
+        self._norms = values

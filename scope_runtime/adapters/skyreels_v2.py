@@ -12,6 +12,7 @@ Three places are touched while attached, and restored on detaching:
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,10 +29,10 @@ from diffusers.models.transformers.transformer_skyreels_v2 import (
     _get_qkv_projections,
 )
 
-from scope_runtime.context import Pass
+from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
 from scope_runtime.engine import Engine
-from scope_runtime.errors import AttachError
-from scope_runtime.policy import Policy
+from scope_runtime.errors import AttachError, ConcurrentCallError
+from scope_runtime.policy import CONTEXT_DTYPES, Policy, needs_stale_context
 from scope_runtime.profile import Settings
 from scope_runtime.report import Report
 from scope_runtime.schedule import Phase, Schedule
@@ -112,16 +113,20 @@ class _PrefixAttention:
         value = value.unflatten(2, (attn.heads, -1))
         query, key = _rotate(query, rotary_emb), _rotate(key, rotary_emb)
 
-        context, tokens = request.context, query.shape[1] // len(request.blocks)
-        outputs = []
-        held, keys, values = -1, key, value
+        tokens = query.shape[1] // len(request.blocks)
         for i, block in enumerate(request.blocks):
-            if context.before(block) != held:
-                held = context.before(block)
-                if held:
-                    past_key, past_value = context.prefix(self.layer, held * tokens)
-                    keys, values = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
-            reach = (held + i + 1) * tokens
+            if block in request.keep:
+                own = slice(i * tokens, (i + 1) * tokens)
+                request.context.store(self.layer, block, key[:, own], value[:, own])
+        outputs: list[torch.Tensor] = []
+        past: tuple[int, ...] = ()
+        keys, values = key, value
+        for i, block in enumerate(request.blocks):
+            held = request.context.before(block, request.blocks)
+            if held != past:
+                past_key, past_value = request.context.gather(self.layer, held, like=key)
+                past, keys, values = held, torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
+            reach = (len(past) + i + 1) * tokens
             outputs.append(
                 dispatch_attention_fn(
                     query[:, i * tokens : (i + 1) * tokens],
@@ -131,10 +136,6 @@ class _PrefixAttention:
                     parallel_config=self._parallel_config,
                 )
             )
-        for i, block in enumerate(request.blocks):
-            if block in request.capture:
-                own = slice(i * tokens, (i + 1) * tokens)
-                context.append(self.layer, key[:, own], value[:, own])
         output = torch.cat(outputs, dim=1).flatten(2, 3).type_as(query)
         return attn.to_out[1](attn.to_out[0](output))
 
@@ -216,18 +217,24 @@ class SkyReelsV2Attachment:
         pipe: A SkyReels-V2 diffusion-forcing pipeline.
         policy_for: Chooses the policy of each generation from its real settings.
         observe: Record indicator and output changes.
+        context: Where context is kept and how much of it.
 
     Raises:
         AttachError: If the pipeline is of another kind, already accelerated, or has another cache enabled.
     """
 
-    def __init__(self, pipe: Any, policy_for: PolicyFor, *, observe: bool = False) -> None:
+    def __init__(
+        self, pipe: Any, policy_for: PolicyFor, *, observe: bool = False, context: ContextOptions | None = None
+    ) -> None:
         self.pipe = pipe
         self.transformer: Any = pipe.transformer
         self.report = Report()
         self.current_pass: Pass | None = None
         self._policy_for = policy_for
         self._observe = observe
+        self._context = context or ContextOptions()
+        self._owner: int | None = None
+        self._overtaken: set[int] = set()
         self._engine: Engine | None = None
         self._plan: dict[str, Any] | None = None
         self._rotary: torch.Tensor | None = None
@@ -268,8 +275,8 @@ class SkyReelsV2Attachment:
 
     def detach(self) -> None:
         """Gives the pipeline back as it was; harmless when called twice."""
-        if self._engine is not None:
-            self.end_generation()
+        self._owner = threading.get_ident()
+        self.end_generation()
         if self.pipe.__dict__.get("generate_timestep_matrix") != self._begin_window:
             return
         del self.pipe.generate_timestep_matrix
@@ -287,9 +294,18 @@ class SkyReelsV2Attachment:
         result = self._generate_timestep_matrix(*args, **kwargs)
         bound = inspect.signature(self._generate_timestep_matrix).bind(*args, **kwargs)
         bound.apply_defaults()
-        if self.pipe._current_timestep is None:  # set to None by every call, to a row by every step
+        thread = threading.get_ident()
+        # Every call sets the timestep to None, every row to something else: None here is a new generation, anything
+        # else a further window of the one that is running.
+        if self.pipe._current_timestep is None or thread != self._owner:
             self.report = Report()
             self._started = time.perf_counter()
+            if self.transformer.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.transformer.device)
+        if self._plan is not None and self._owner is not None and thread != self._owner:
+            self._overtaken.add(self._owner)
+        self._overtaken.discard(thread)
+        self._owner = thread
         _, step_index, update, _ = result
         self._plan = {**bound.arguments, "step_index": step_index, "update": update}
         self._engine = None
@@ -298,6 +314,13 @@ class SkyReelsV2Attachment:
 
     def answer(self, branch: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answers a transformer call: from the engine inside a generation, by the stock forward outside one."""
+        thread = threading.get_ident()
+        if thread in self._overtaken:
+            self._overtaken.discard(thread)
+            raise ConcurrentCallError(
+                "another thread has started a generation on this pipeline: a pipeline generates one video at a time, "
+                "so give every thread its own"
+            )
         if self._plan is None:
             return forward(*args, **kwargs)
         arguments = _bind(forward, args, kwargs)
@@ -311,12 +334,16 @@ class SkyReelsV2Attachment:
         for block, output in outputs.items():
             sample[:, :, block * block_frames : (block + 1) * block_frames] = output
         self.report.seconds = time.perf_counter() - self._started
+        if hidden.is_cuda:
+            self.report.peak_memory_bytes = torch.cuda.max_memory_allocated(hidden.device)
         if not arguments.get("return_dict", True):
             return (sample,)
         return Transformer2DModelOutput(sample=sample)
 
     def end_generation(self) -> None:
         """Drops the state of the finished generation; its report stays."""
+        if threading.get_ident() != self._owner:
+            return  # the end of a call that another thread's call has overtaken
         self._engine = None
         self._plan = None
         self._rotary_tables = {}
@@ -341,7 +368,8 @@ class SkyReelsV2Attachment:
             if t != 0 and schedule.phase[0][b] is Phase.COMPLETE
         )
         policy, note = self._policy_for(self._settings(arguments, plan, bool(volatile)))
-        engine = Engine(schedule, policy, observe=self._observe, volatile=volatile)
+        refuse_if_over(self._context_bytes(schedule, policy, arguments["hidden_states"]), self._context)
+        engine = Engine(schedule, policy, observe=self._observe, volatile=volatile, offload=self._context.offload)
         notes = [note] if note else []
         if not causal:
             notes.append("Attention is bidirectional (causal_block_size 1): nothing can be left out of a computed row.")
@@ -350,6 +378,28 @@ class SkyReelsV2Attachment:
         engine.report.note = " ".join(notes)
         self.report.windows.append(engine.report)
         return engine
+
+    def _context_bytes(self, schedule: Schedule, policy: Policy | None, hidden: torch.Tensor) -> int:
+        """What the context of this window will take at most."""
+        if not schedule.causal:
+            return 0
+        config = self.transformer.config
+        _, patch_height, patch_width = config.patch_size
+        patches = (hidden.shape[3] // patch_height) * (hidden.shape[4] // patch_width)
+        blocks = schedule.blocks - 1  # nothing comes after the last
+        if policy is not None and not needs_stale_context(policy, schedule) and policy.context_window is not None:
+            # A block is captured before the window lets go of the oldest.
+            blocks = min(blocks, policy.context_window + 1)
+        stored = policy.context_dtype if policy is not None else None
+        return context_bytes(
+            layers=len(self.transformer.blocks),
+            width=config.num_attention_heads * config.attention_head_dim,
+            tokens=schedule.block_frames * patches,
+            blocks=blocks,
+            branches=2 if self.pipe.do_classifier_free_guidance else 1,
+            batch=hidden.shape[0],
+            itemsize=(CONTEXT_DTYPES[stored] if stored else hidden.dtype).itemsize,
+        )
 
     def _settings(self, arguments: dict[str, Any], plan: dict[str, Any], noised_prefix: bool) -> Settings:
         """What is really being run, read from the plan and the tensors rather than from what somebody asked for."""

@@ -7,8 +7,18 @@ from typing import Any
 
 import pytest
 
-from scope_runtime import MODULATED_INPUT, ChangeMap, Decider, Mode, Phase, Policy, ProfileError, Schedule
-from scope_runtime.policy import GRANULARITIES
+from scope_runtime import (
+    MODULATED_INPUT,
+    ChangeMap,
+    Decider,
+    Mode,
+    Phase,
+    Policy,
+    ProfileError,
+    Schedule,
+    plan_of,
+)
+from scope_runtime.policy import GRANULARITIES, needs_stale_context
 
 C, P, R = Mode.CACHE, Mode.PREDICT, Mode.RECOMPUTE
 
@@ -127,7 +137,13 @@ def test_distrusted_history_is_recomputed_and_counted() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("granularity", "block"),
+        ("granularity", "frame"),
+        ("context_window", 0),
+        ("context_dtype", "int4"),
+        ("plan", []),
+        ("plan", ["RR", "R"]),
+        ("plan", ["RX"]),
+        ("plan", "RR"),
         ("indicator", "magic"),
         ("cache_threshold", -0.1),
         ("cache_threshold", math.nan),
@@ -145,7 +161,7 @@ def test_distrusted_history_is_recomputed_and_counted() -> None:
 def test_a_bad_value_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ProfileError, match=f"policy.{field}") as error:
         Policy.from_dict({field: value})
-    assert error.value.field == f"policy.{field}"
+    assert error.value.field.startswith(f"policy.{field}")
 
 
 def test_thresholds_in_the_wrong_order_are_refused() -> None:
@@ -174,3 +190,53 @@ def test_change_map_is_clamped_and_linear_between_knots() -> None:
 def test_a_change_map_that_is_not_monotone_is_refused(x: tuple[float, ...], y: tuple[float, ...]) -> None:
     with pytest.raises(ProfileError, match="policy.change_map"):
         ChangeMap(x, y)
+
+
+def test_the_plan_is_known_beforehand_and_can_be_frozen() -> None:
+    schedule = staggered()
+    policy = Policy(warmup=2, max_skip=3, cache_threshold=0.15)
+    plan = plan_of(policy, schedule)
+    assert plan is not None
+    assert plan[0] == "R.."
+    decided = run(policy, schedule)
+    assert decided == run(Policy(plan=plan), schedule)
+    assert [{b: m.name[0] for b, m in row.items()} for row in decided] == [
+        {b: letter for b, letter in enumerate(row) if letter != "."} for row in plan
+    ]
+
+
+def test_a_plan_that_depends_on_content_is_not_known() -> None:
+    assert plan_of(Policy(indicator=MODULATED_INPUT), staggered()) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "letters", "complaint"),
+    [
+        (0, "P..", "must recompute block 0 at its first update"),
+        (0, "...", "must update block 0"),
+        (0, "RR.", "must leave idle block 1"),
+    ],
+)
+def test_a_frozen_plan_must_fit_the_generation(row: int, letters: str, complaint: str) -> None:
+    schedule = staggered()
+    plan = list(plan_of(Policy(), schedule) or ())
+    plan[row] = letters
+    with pytest.raises(ProfileError, match=complaint) as error:
+        Decider(Policy(plan=tuple(plan)), schedule)
+    assert error.value.field == f"policy.plan[{row}]"
+
+
+def test_a_frozen_plan_for_other_settings_is_refused() -> None:
+    plan = plan_of(Policy(), staggered())
+    with pytest.raises(ProfileError, match="14 rows of 3 blocks, but this generation has 15 rows of 3"):
+        Decider(Policy(plan=plan), staggered(steps=11))
+
+
+def test_block_granularity_recomputes_only_who_asks() -> None:
+    policy = Policy(granularity="block", warmup=1, max_skip=3)
+    modes = run(policy, staggered())
+    assert modes[2] == {0: P, 1: R}
+    assert needs_stale_context(policy, staggered())
+    assert not needs_stale_context(Policy(), staggered())
+    assert needs_stale_context(Policy(plan=("R.", "RR", "PR")), staggered())
+    assert not needs_stale_context(Policy(plan=("R.", "RR", "RP")), staggered())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Tran
 from scope_runtime import (
     MODULATED_INPUT,
     AttachError,
+    ConcurrentCallError,
     Policy,
     ProfileMismatch,
     ScopeWarning,
@@ -21,6 +23,8 @@ from scope_runtime import (
     exact,
     run_policy,
 )
+from scope_runtime.adapters.skyreels_v2 import _Call
+from scope_runtime.engine import Engine
 from tests.scope_runtime.test_profile import make_profile
 from tests.tiny import CALL, latents, tiny_pipeline
 
@@ -113,29 +117,23 @@ def test_policies_skip_within_their_bounds(pipe: Any, granularity: str, indicato
         assert updates.endswith("R")
 
 
-def test_the_content_indicator_is_the_input_of_the_first_block(pipe: Any) -> None:
+def test_the_content_indicator_is_the_input_of_the_first_block(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """`modulated_input` must be what the first attention really receives."""
-    seen: list[torch.Tensor] = []
-    with run_policy(pipe, Policy(indicator=MODULATED_INPUT, max_skip=0)) as scope:
-        call = scope._attachment
-        original, computed = call._new_engine, []
+    computed: list[torch.Tensor] = []
+    received: list[torch.Tensor] = []
+    measure = _Call.modulated_input
 
-        def spy(arguments: dict[str, Any]) -> Any:
-            engine = original(arguments)
-            measure = engine._content_change
+    def keep(call: _Call, blocks: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        modulated = measure(call, blocks)
+        computed.append(torch.cat(list(modulated.values()), dim=1))
+        return modulated
 
-            def keep(modulated: dict[int, torch.Tensor]) -> dict[int, float]:
-                computed.append(torch.cat(list(modulated.values()), dim=1))
-                return measure(modulated)
-
-            engine._content_change = keep
-            return engine
-
-        call._new_engine = spy
-        hook = pipe.transformer.blocks[0].attn1.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    monkeypatch.setattr(_Call, "modulated_input", keep)
+    hook = pipe.transformer.blocks[0].attn1.register_forward_pre_hook(lambda module, args: received.append(args[0]))
+    with run_policy(pipe, Policy(indicator=MODULATED_INPUT, max_skip=0)):
         latents(pipe, guidance_scale=1.0)
-        hook.remove()
-    for ours, real in zip(computed[:8], seen[:8], strict=True):
+    hook.remove()
+    for ours, real in zip(computed[:8], received[:8], strict=True):
         torch.testing.assert_close(ours, real, rtol=1e-4, atol=1e-5)
 
 
@@ -279,3 +277,134 @@ class TestAttaching:
         with exact(pipe), pytest.raises(ValueError, match="divisible by 16"):
             pipe("a", height=17, width=17)
         assert latents(pipe, **CALL).shape == (1, 16, 9, 2, 2)
+
+
+class TestPlans:
+    def test_the_plan_is_known_before_the_first_row(self, pipe: Any) -> None:
+        seen: list[Any] = []
+
+        def look(pipe: Any, row: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            seen.append(scope.plan)
+            return {}
+
+        with run_policy(pipe, Policy(warmup=2)) as scope:
+            assert scope.plan is None
+            latents(pipe, callback_on_step_end=look)
+        done = [row.replace("K", ".") for row in scope.report.modes]
+        assert list(seen[0]) == done
+
+    def test_a_frozen_plan_repeats_what_was_decided(self, pipe: Any) -> None:
+        with run_policy(pipe, Policy(warmup=2)) as scope:
+            decided = latents(pipe)
+        with run_policy(pipe, Policy(plan=scope.plan)) as frozen:
+            assert torch.equal(latents(pipe), decided)
+        assert frozen.report.modes == scope.report.modes
+
+    def test_a_frozen_plan_never_looks_at_outputs(self, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        plan = _plan(pipe)
+        monkeypatch.setattr(torch.Tensor, "tolist", _refuse_after_the_plan(pipe))
+        with run_policy(pipe, Policy(plan=plan)):
+            latents(pipe)
+
+    def test_a_plan_with_holes_runs_on_stale_context(self, pipe: Any) -> None:
+        plan = list(_plan(pipe))
+        row = next(i for i, letters in enumerate(plan) if letters == "RRR")
+        plan[row] = "PRR"
+        with run_policy(pipe, Policy(plan=tuple(plan))) as scope:
+            assert torch.isfinite(latents(pipe)).all()
+        assert scope.report.modes[row] == "PRR"
+
+    def test_block_granularity_runs_on_stale_context(self, pipe: Any) -> None:
+        with run_policy(pipe, Policy(granularity="block", warmup=2, max_skip=2)) as scope:
+            assert torch.isfinite(latents(pipe)).all()
+        assert any("P" in row and row.rstrip(".").endswith("R") for row in scope.report.modes)
+
+    @pytest.mark.parametrize("indicator", ["noise-level", MODULATED_INPUT])
+    def test_a_row_costs_at_most_one_copy_to_the_host(
+        self, pipe: Any, indicator: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        copies: list[str] = []
+        real = Engine._read_device
+
+        def watch(engine: Engine, *args: Any) -> None:
+            with monkeypatch.context() as patch:
+                tolist = torch.Tensor.tolist
+                patch.setattr(torch.Tensor, "tolist", lambda t: (copies.append("copy"), tolist(t))[1])
+                real(engine, *args)
+
+        monkeypatch.setattr(Engine, "_read_device", watch)
+        with run_policy(pipe, Policy(indicator=indicator, magnitude_bound=10.0)) as scope:
+            latents(pipe)
+        assert 0 < len(copies) <= len(scope.report.modes)
+
+
+def _plan(pipe: Any) -> tuple[str, ...]:
+    with run_policy(pipe, Policy(warmup=2)) as scope:
+        latents(pipe)
+    assert scope.plan is not None
+    return scope.plan
+
+
+def _refuse_after_the_plan(pipe: Any) -> Any:
+    """A `Tensor.tolist` that only works before the first row."""
+    tolist = torch.Tensor.tolist
+
+    def guarded(tensor: torch.Tensor) -> Any:
+        running = pipe.__dict__.get("generate_timestep_matrix")
+        engine = running.__self__._engine if running else None
+        assert engine is None, "a frozen plan copied a tensor to the host in mid-generation"
+        return tolist(tensor)
+
+    return guarded
+
+
+class TestSafety:
+    def test_two_pipelines_are_independent(self, pipe: Any) -> None:
+        other = tiny_pipeline(seed=1)
+        alone, other_alone = latents(pipe), latents(other)
+
+        def interleave(pipe: Any, row: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if row == 4:
+                assert (latents(other) - other_alone).abs().max() <= 1e-4
+            return {}
+
+        with exact(pipe), exact(other):
+            assert (latents(pipe, callback_on_step_end=interleave) - alone).abs().max() <= 1e-4
+
+    def test_a_second_thread_is_told_and_nothing_is_mixed(self, pipe: Any) -> None:
+        stock = latents(pipe)
+        results: list[Any] = []
+
+        def overtake(pipe: Any, row: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if row == 4:
+                thread = threading.Thread(target=lambda: results.append(latents(pipe)))
+                thread.start()
+                thread.join()
+            return {}
+
+        with exact(pipe):
+            with pytest.raises(ConcurrentCallError, match="one video at a time"):
+                latents(pipe, callback_on_step_end=overtake)
+            assert (results[0] - stock).abs().max() <= 1e-4
+            assert (latents(pipe) - stock).abs().max() <= 1e-4
+
+    def test_an_interrupt_leaves_a_clean_pipeline(self, pipe: Any) -> None:
+        stock = latents(pipe)
+
+        def interrupt(pipe: Any, row: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            pipe._interrupt = row >= 5
+            return {}
+
+        with exact(pipe) as scope:
+            latents(pipe, callback_on_step_end=interrupt)
+            assert len(scope.report.modes) == 6
+            assert (latents(pipe) - stock).abs().max() <= 1e-4
+        assert torch.equal(latents(pipe), stock)
+
+    def test_a_callback_may_change_latents(self, pipe: Any) -> None:
+        def halve(pipe: Any, row: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            return {"latents": tensors["latents"] * 0.5 if row == 4 else tensors["latents"]}
+
+        stock = latents(pipe, callback_on_step_end=halve)
+        with exact(pipe):
+            assert (latents(pipe, callback_on_step_end=halve) - stock).abs().max() <= 1e-4

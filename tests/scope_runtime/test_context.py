@@ -1,0 +1,87 @@
+"""Memory of the captured context: bounded, foretold, and exact where it says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from scope_runtime import ContextTooLarge, Policy, context_bytes, exact, run_policy
+from scope_runtime.context import Context
+from tests.tiny import latents
+
+
+def kv(value: float, tokens: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.full((1, tokens, 1, 4), value), torch.full((1, tokens, 1, 4), -value)
+
+
+def filled(context: Context, blocks: int) -> Context:
+    for block in range(blocks):
+        context.store(0, block, *kv(float(block)))
+        context.close_pass([block], [block])
+    return context
+
+
+def test_gather_joins_blocks_in_order() -> None:
+    key, value = filled(Context(), 3).gather(0, (0, 2), like=torch.empty(0))
+    assert key[0, :, 0, 0].tolist() == [0.0, 0.0, 2.0, 2.0]
+    assert torch.equal(value, -key)
+
+
+def test_a_window_holds_the_newest_blocks_and_never_forgets_what_was_captured() -> None:
+    context = filled(Context(window=2), 4)
+    assert context.blocks == [2, 3]
+    assert context.captured == {0, 1, 2, 3}
+    assert context.before(3, computed=()) == (2,)
+    assert context.bytes == 2 * 2 * (2 * 4) * 4
+
+
+def test_a_stored_dtype_halves_the_memory() -> None:
+    assert filled(Context(dtype=torch.bfloat16), 2).bytes * 2 == filled(Context(), 2).bytes
+
+
+def test_the_need_is_the_one_published_for_the_real_models() -> None:
+    """20 completed frames at 544x960 in bfloat16 with guidance: 14 GiB for 1.3B, 62 GiB for 14B."""
+    frame_tokens = (544 // 16) * (960 // 16)
+    common = {"tokens": 5 * frame_tokens, "blocks": 4, "branches": 2, "batch": 1, "itemsize": 2}
+    assert context_bytes(layers=30, width=1536, **common) / 2**30 == pytest.approx(14.0, abs=0.1)
+    assert context_bytes(layers=40, width=5120, **common) / 2**30 == pytest.approx(62.3, abs=0.1)
+
+
+def test_the_foretold_need_is_what_is_really_held(pipe: Any) -> None:
+    with exact(pipe) as scope:
+        latents(pipe)
+    held = scope.report.context_bytes
+    assert held == context_bytes(layers=2, width=24, tokens=3, blocks=2, branches=2, batch=1, itemsize=4)
+    with exact(pipe, max_context_bytes=held):
+        latents(pipe)
+    with exact(pipe, max_context_bytes=held - 1), pytest.raises(ContextTooLarge, match="context_window"):
+        latents(pipe)
+
+
+def test_a_windowed_context_is_smaller_and_an_approximation(pipe: Any) -> None:
+    changes = {"num_frames": 69, "num_inference_steps": 4}  # six blocks
+    stock = latents(pipe, **changes)
+    with run_policy(pipe, Policy(max_skip=0, context_window=1)) as narrow:
+        approximate = latents(pipe, **changes)
+    with run_policy(pipe, Policy(max_skip=0, context_window=5)) as wide:
+        same = latents(pipe, **changes)
+    assert narrow.report.context_bytes < wide.report.context_bytes
+    assert (approximate - stock).abs().max() > 1e-4
+    assert (same - stock).abs().max() <= 1e-4
+
+
+def test_a_bfloat16_context_is_close(pipe: Any) -> None:
+    stock = latents(pipe)
+    with run_policy(pipe, Policy(max_skip=0, context_dtype="bfloat16")) as scope:
+        ours = latents(pipe)
+    assert scope.report.context_bytes == 2 * 2 * 24 * 3 * 2 * 2 * 2
+    assert 0 < (ours - stock).abs().max() < 0.05
+
+
+def test_offloading_changes_nothing(pipe: Any) -> None:
+    with exact(pipe):
+        on_device = latents(pipe)
+    with exact(pipe, offload_context=True):
+        assert torch.equal(latents(pipe), on_device)
