@@ -253,6 +253,11 @@ class SkyReelsV2Attachment:
             attention.set_processor(_PrefixAttention(self, layer, attention.processor))
 
     def _check(self) -> None:
+        if hasattr(self.transformer, "_orig_mod") or getattr(self.transformer, "_compiled_call_impl", None) is not None:
+            raise AttachError(
+                "pipe.transformer is compiled as a whole, so its calls cannot be answered without running it: compile "
+                "its blocks instead, with pipe.transformer.compile_repeated_blocks()"
+            )
         if not isinstance(self.transformer, SkyReelsV2Transformer3DModel):
             raise AttachError(
                 f"pipe.transformer is a {type(self.transformer).__name__}, not a SkyReelsV2Transformer3DModel: "
@@ -444,8 +449,7 @@ class SkyReelsV2Attachment:
     def _rotary_of(self, blocks: tuple[int, ...], hidden: torch.Tensor, block_frames: int) -> torch.Tensor:
         """Rotary factors of the absolute frames of ``blocks``: complex ``[1, tokens, 1, head_dim / 2]``."""
         if blocks not in self._rotary_tables:
-            # The embedding reads only the shape of its input.
-            cos, sin = self.transformer.rope(torch.empty(hidden.shape, device="meta"))
+            cos, sin = self.transformer.rope(hidden)  # reads only the shape of its input
             table = torch.complex(cos[..., 0::2].float(), sin[..., 1::2].float())
             tokens = table.shape[1] * block_frames // hidden.shape[2]
             self._rotary_tables[blocks] = torch.cat([table[:, b * tokens : (b + 1) * tokens] for b in blocks], dim=1)
