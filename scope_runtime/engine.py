@@ -126,7 +126,7 @@ class Engine:
 
     def _new_branch(self, name: str) -> _Branch:
         policy = self.policy
-        order = policy.order if policy else 0
+        order = policy.history_order if policy else 0
         context = Context(
             window=policy.context_window if policy else None,
             dtype=CONTEXT_DTYPES[policy.context_dtype] if policy and policy.context_dtype else None,
@@ -141,8 +141,14 @@ class Engine:
         looks = self._observe or (self.policy is not None and self.policy.needs_content)
         self._read_device(active, model.modulated_input(active) if looks else {})
         if self._decider:
-            self._modes = self._decider.decide(row, self._changes, lambda b, mode: self._trusted(row, b, mode))
+            self._modes = self._decider.decide(
+                row,
+                self._changes,
+                trusted=lambda b, mode: self._trusted(row, b, mode),
+                local_error=lambda b, mode: self._local_error(row, b, mode),
+            )
             self.report.fallbacks = self._decider.fallbacks
+            self.report.over_budget = self._decider.over_budget
         else:
             self._modes = dict.fromkeys(active, Mode.RECOMPUTE)
         self._note_row(row)
@@ -184,6 +190,12 @@ class Engine:
             if not (moved <= bound if bound is not None else moved < float("inf")):
                 return False
         return True
+
+    def _local_error(self, row: int, block: int, mode: Mode) -> float:
+        """Estimated relative error of the block's output, the larger of the branches'."""
+        sigma = self.schedule.sigma[row][block]
+        histories = [branch.histories[block] for branch in self._branches.values()]
+        return max(history.remainder(sigma, self._order(mode, history, sigma)) for history in histories)
 
     def _order(self, mode: Mode, history: History, sigma: float) -> int:
         assert self.policy is not None

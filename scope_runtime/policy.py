@@ -57,11 +57,16 @@ class Policy:
         max_step_ratio: Above this ratio of gap to history spacing the order drops by one. None: no such limit.
         magnitude_bound: Above this relative distance from the newest output the block is recomputed. None: no bound
             (outputs that are not finite are never reused all the same).
+        error_budget: Bound on the estimated error that skipping may add up to over a block's whole course, relative to
+            the output and in units of noise level: a skip that would go over it is recomputed instead. The estimate
+            is ``E <- (1 + error_growth |dsigma|) E + |dsigma| e`` with e the first term that the extrapolation leaves
+            out. None: no budget.
+        error_growth: How fast an error once made grows while the noise level falls (the L of the error analysis).
         context_window: Complete blocks to attend to, the newest ones; None attends to all, which is exact.
         context_dtype: What the context is stored in; None stores it as it is computed, which is exact.
         plan: A frozen plan: one string per row, one letter per block, R, P, C or ``.`` for idle. It takes the place
             of indicator, thresholds, granularity, ``max_skip``, ``warmup`` and ``tail``; nothing is decided while it
-            runs, and only a ``magnitude_bound`` makes it look at outputs at all.
+            runs, and only a ``magnitude_bound`` or an ``error_budget`` makes it look at outputs at all.
 
     Raises:
         ProfileError: Naming the field, if a value is out of range.
@@ -78,6 +83,8 @@ class Policy:
     tail: int = 0
     max_step_ratio: float | None = None
     magnitude_bound: float | None = None
+    error_budget: float | None = None
+    error_growth: float = 0.0
     context_window: int | None = None
     context_dtype: str | None = None
     plan: tuple[str, ...] | None = None
@@ -102,6 +109,8 @@ class Policy:
         _check.integer(data, "tail", where, minimum=0, maximum=10_000)
         _check.number(data, "max_step_ratio", where, minimum=0, optional=True)
         _check.number(data, "magnitude_bound", where, minimum=0, optional=True)
+        _check.number(data, "error_budget", where, minimum=0, optional=True)
+        _check.number(data, "error_growth", where, minimum=0)
         _check.integer(data, "context_window", where, minimum=1, optional=True)
         if self.context_dtype is not None:
             _check.choice(data, "context_dtype", where, tuple(CONTEXT_DTYPES))
@@ -115,8 +124,13 @@ class Policy:
 
     @property
     def needs_guard(self) -> bool:
-        """Whether reused outputs are checked before use; a frozen plan asks for it by a magnitude bound."""
-        return self.plan is None or self.magnitude_bound is not None
+        """Whether reused outputs are checked before use; a frozen plan has to ask for it."""
+        return self.plan is None or self.magnitude_bound is not None or self.error_budget is not None
+
+    @property
+    def history_order(self) -> int:
+        """Highest divided difference to keep: one more than is extrapolated with where its remainder is needed."""
+        return self.order + (self.error_budget is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form, every field written out."""
@@ -167,14 +181,17 @@ class Decider:
         # Under bidirectional attention a recomputed block sees all others, so none may be left out.
         self.granularity = policy.granularity if schedule.causal else "step"
         self.fallbacks = 0
+        self.over_budget = 0
         self._accumulated = [0.0] * schedule.blocks
         self._skipped = [0] * schedule.blocks
+        self._error = [0.0] * schedule.blocks
 
     def decide(
         self,
         row: int,
         content_change: Mapping[int, float],
         trusted: Callable[[int, Mode], bool] = lambda block, mode: True,
+        local_error: Callable[[int, Mode], float] = lambda block, mode: 0.0,
     ) -> dict[int, Mode]:
         """Decides one row. Rows must come in order.
 
@@ -184,6 +201,8 @@ class Decider:
                 policy's indicator is the content. A block without a value is recomputed.
             trusted: Says whether a block's history bears the given mode; if not, the block is recomputed and counted
                 in ``fallbacks``.
+            local_error: Estimated relative error of a block's output under the given mode, for the error budget; a
+                block recomputed because of it is counted in ``over_budget``.
 
         Returns:
             The mode of each active block.
@@ -193,16 +212,31 @@ class Decider:
             modes = {block: _MODE_OF[self.policy.plan[row][block]] for block in active}
         else:
             modes = self._spread({block: self._wish(row, block, content_change) for block in active})
-        distrusted = {b for b, mode in modes.items() if mode is not Mode.RECOMPUTE and not trusted(b, mode)}
-        if distrusted:
+        skipping = {b: mode for b, mode in modes.items() if mode is not Mode.RECOMPUTE}
+        distrusted = {b for b, mode in skipping.items() if not trusted(b, mode)}
+        too_dear = set()
+        if self.policy.error_budget is not None:
+            errors = {b: self._error_after(row, b, local_error(b, mode)) for b, mode in skipping.items()}
+            too_dear = {b for b, error in errors.items() if error > self.policy.error_budget} - distrusted
+        if distrusted or too_dear:
             self.fallbacks += len(distrusted)
-            modes = self._spread({b: Mode.RECOMPUTE if b in distrusted else m for b, m in modes.items()})
+            self.over_budget += len(too_dear)
+            forced = distrusted | too_dear
+            modes = self._spread({b: Mode.RECOMPUTE if b in forced else mode for b, mode in modes.items()})
         for block, mode in modes.items():
+            if self.policy.error_budget is not None:
+                local = 0.0 if mode is Mode.RECOMPUTE else local_error(block, mode)
+                self._error[block] = self._error_after(row, block, local)
             if mode is Mode.RECOMPUTE:
                 self._accumulated[block], self._skipped[block] = 0.0, 0
             else:
                 self._skipped[block] += 1
         return modes
+
+    def _error_after(self, row: int, block: int, local_error: float) -> float:
+        """The block's accumulated error after an update with the given relative output error."""
+        step = self.schedule.step_size(row, block)
+        return (1 + self.policy.error_growth * step) * self._error[block] + step * local_error
 
     def _wish(self, row: int, block: int, content_change: Mapping[int, float]) -> Mode:
         """The mode that the block would choose for itself."""

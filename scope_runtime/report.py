@@ -62,6 +62,7 @@ class WindowReport:
         evaluations: Block evaluations made, guidance branches counted separately.
         stock_evaluations: Block evaluations of the stock pipeline for the same rows.
         fallbacks: Blocks recomputed because their history could not be trusted.
+        over_budget: Blocks recomputed because skipping them would have gone over the error budget.
         max_skip_seen: Longest run of rows that a block went without recompute.
         note: Why the window ran slower than asked for, or an empty string.
         plan: The whole plan as known before the first row, or None in exact mode and when it depends on content.
@@ -73,6 +74,7 @@ class WindowReport:
     evaluations: int = 0
     stock_evaluations: int = 0
     fallbacks: int = 0
+    over_budget: int = 0
     max_skip_seen: int = 0
     note: str = ""
     plan: tuple[str, ...] | None = None
@@ -145,6 +147,11 @@ class Report:
         return sum(w.fallbacks for w in self.windows)
 
     @property
+    def over_budget(self) -> int:
+        """Blocks recomputed because skipping them would have gone over the error budget."""
+        return sum(w.over_budget for w in self.windows)
+
+    @property
     def max_skip_seen(self) -> int:
         """Longest run of rows that a block went without recompute."""
         return max((w.max_skip_seen for w in self.windows), default=0)
@@ -187,6 +194,7 @@ class Report:
             "speedup_evaluations": self.speedup_evaluations,
             "seconds": self.seconds,
             "fallbacks": self.fallbacks,
+            "over_budget": self.over_budget,
             "max_skip_seen": self.max_skip_seen,
             "context_bytes": self.context_bytes,
             "history_bytes": self.history_bytes,
@@ -203,7 +211,7 @@ class Report:
             f"{self.evaluations} of {self.stock_evaluations} block evaluations "
             f"({self.speedup_evaluations:.2f}x fewer) in {self.seconds:.2f} s",
             f"recompute {counts['R']}, predict {counts['P']}, cache {counts['C']}, context captures {counts['K']}, "
-            f"fallbacks {self.fallbacks}, longest skip {self.max_skip_seen}",
+            f"fallbacks {self.fallbacks}, over budget {self.over_budget}, longest skip {self.max_skip_seen}",
             f"context {self.context_bytes / 2**20:.1f} MiB, histories {self.history_bytes / 2**20:.1f} MiB"
             + (f", device peak {self.peak_memory_bytes / 2**20:.0f} MiB" if self.peak_memory_bytes else ""),
             *self.notes,

@@ -114,3 +114,9 @@ class Schedule:
             return None
         previous = self._active_rows[block][step - 1]
         return abs(self.sigma[previous][block] - self.sigma[row][block])
+
+    def step_size(self, row: int, block: int) -> float:
+        """How far the update of ``block`` in ``row`` moves its noise level (the block must be active there)."""
+        rows, step = self._active_rows[block], self._step_of[block][row]
+        after = self.sigma[rows[step + 1]][block] if step + 1 < len(rows) else 0.0
+        return abs(self.sigma[row][block] - after)

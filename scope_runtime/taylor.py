@@ -18,7 +18,8 @@ class History:
     row cost one multiply-add per order.
 
     Args:
-        order: Highest order ever asked for, 0 to 2; ``order + 1`` tensors of the output's size are kept, in float32.
+        order: Highest difference kept; ``order + 1`` tensors of the output's size are held, in float32. One more than
+            is extrapolated with, if `remainder` is to be known.
     """
 
     def __init__(self, order: int) -> None:
@@ -76,6 +77,19 @@ class History:
         if not math.isfinite(base + total):
             return math.nan
         return total / base if base > 0 else (0.0 if total == 0 else math.inf)
+
+    def remainder(self, sigma: float, order: int) -> float:
+        """Estimated relative error of the extrapolation at ``sigma``: the first term that it leaves out.
+
+        For order 0 that is ``|s - s0| |[v0, v1]| / |v0|``, for order 1 ``|s - s0| |s - s1| |[v0, v1, v2]| / |v0|``.
+        Infinite while there are too few points to tell.
+        """
+        norms = self.norms
+        if len(norms) < order + 2:
+            return math.inf
+        reach = math.prod(abs(sigma - s) for s in self._sigmas[: order + 1])
+        error = reach * norms[order + 1] / norms[0] if norms[0] > 0 else math.inf
+        return error if math.isfinite(error) else math.inf
 
     def extrapolate(self, sigma: float, order: int) -> torch.Tensor:
         """The output expected at ``sigma``, float32, the shape of the recorded outputs.

@@ -138,6 +138,8 @@ def test_distrusted_history_is_recomputed_and_counted() -> None:
     ("field", "value"),
     [
         ("granularity", "frame"),
+        ("error_budget", -1),
+        ("error_growth", None),
         ("context_window", 0),
         ("context_dtype", "int4"),
         ("plan", []),
@@ -240,3 +242,18 @@ def test_block_granularity_recomputes_only_who_asks() -> None:
     assert not needs_stale_context(Policy(), staggered())
     assert needs_stale_context(Policy(plan=("R.", "RR", "PR")), staggered())
     assert not needs_stale_context(Policy(plan=("R.", "RR", "RP")), staggered())
+
+
+def test_the_error_budget_forces_an_earlier_recompute() -> None:
+    schedule = staggered(blocks=1)
+
+    def run_with(budget: float | None, growth: float = 0.0) -> tuple[str, int]:
+        decider = Decider(Policy(warmup=1, max_skip=9, error_budget=budget, error_growth=growth), schedule)
+        rows = [decider.decide(r, {}, local_error=lambda block, mode: 0.5) for r in range(schedule.rows)]
+        return of_block(rows, 0), decider.over_budget
+
+    # Every skipped row moves the level by 0.1 at an error of 0.5: it adds 0.05.
+    assert run_with(None) == ("RPPPPPPPPP", 0)
+    assert run_with(0.16) == ("RPPPRRRRRR", 6)
+    assert run_with(0.0) == ("RRRRRRRRRR", 9)
+    assert run_with(0.16, growth=5.0)[0] == "RPPRRRRRRR"

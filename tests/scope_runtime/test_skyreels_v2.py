@@ -164,6 +164,17 @@ def test_the_magnitude_guard_recomputes(pipe: Any) -> None:
     assert guarded.report.evaluations > free.report.evaluations
 
 
+def test_the_error_budget_recomputes(pipe: Any) -> None:
+    policy = {"warmup": 3, "max_skip": 4}
+    with run_policy(pipe, Policy(**policy, error_budget=1e6)) as free:
+        latents(pipe)
+    with run_policy(pipe, Policy(**policy, error_budget=1e-3)) as bounded:
+        latents(pipe)
+    assert free.report.over_budget == 0
+    assert bounded.report.over_budget > 0
+    assert bounded.report.evaluations > free.report.evaluations
+
+
 def test_outputs_that_are_not_finite_are_never_reused(pipe: Any) -> None:
     real = pipe.transformer.proj_out.forward
     calls = []

@@ -101,3 +101,16 @@ def test_half_precision_outputs_are_extrapolated_in_float32() -> None:
         history.record(s, torch.full((1,), s, dtype=torch.bfloat16))
     assert history.extrapolate(0.6, 1).dtype == torch.float32
     assert history.bytes == 2 * 4
+
+
+@pytest.mark.parametrize(("order", "field"), [(0, [1.5, -2.0]), (1, [1.5, -2.0, 3.0])], ids=["linear", "quadratic"])
+def test_the_remainder_is_the_error_on_a_polynomial_of_one_degree_more(order: int, field: list[float]) -> None:
+    history = filled(order + 1, field)
+    newest = history.extrapolate(0.7, 0)
+    error = torch.linalg.vector_norm(history.extrapolate(0.4, order) - value(field, 0.4))
+    expected = float(error / torch.linalg.vector_norm(newest))
+    assert history.remainder(0.4, order) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_remainder_is_unknown_with_too_few_points() -> None:
+    assert filled(2, [1.0, 2.0], SIGMAS[:2]).remainder(0.4, 1) == math.inf
