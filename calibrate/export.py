@@ -1,0 +1,202 @@
+"""From the best candidate of a search to a profile with evidence from prompts that the search never saw."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from calibrate import environment
+from calibrate.files import write_atomically
+from calibrate.paired import Clips, PairedCase, measure_pairs, spread, verdict
+from calibrate.pictures import comparison_clip, front_plot
+from calibrate.progress import Narrator
+from calibrate.results import Result, load_results, pick
+from calibrate.store import Generation, Store, portable_url
+from calibrate.study_file import Export, Rule, StudyFile
+from calibrate.target import Target
+from scope_runtime import ModelIdentity, Policy, Profile, run_policy
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        profile: The profile.
+        path: Where it is.
+        clip: The comparison clip of the worst held-out prompt.
+        plot: The plot of the front.
+        missed: Floors that the held-out prompts miss, and by how much; empty when all hold.
+    """
+
+    profile: Profile
+    path: Path
+    clip: Path
+    plot: Path
+    missed: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return {
+            "profile": str(self.path),
+            "clip": str(self.clip),
+            "plot": str(self.plot),
+            "missed_floors": self.missed,
+            "evidence": dict(self.profile.evidence),
+        }
+
+
+class Exporter:
+    """Exports from one study."""
+
+    def __init__(
+        self, file: StudyFile, store: Store, optuna_study: optuna.Study, load: Callable[[], Target], narrator: Narrator
+    ) -> None:
+        """Prepares an export.
+
+        Args:
+            file: The study file.
+            store: Where the held-out runs and the profile are recorded.
+            optuna_study: The trials to choose from.
+            load: Gives the pipeline; called only once a policy has been picked.
+            narrator: Told of every case.
+        """
+        self.file = file
+        self.store = store
+        self.results = load_results(optuna_study)
+        self.load = load
+        self.narrator = narrator
+
+    def run(self, export: Export) -> Exported:
+        """Picks a policy, measures it on the held-out cases and writes profile, clip and plot.
+
+        The held-out cases judge the pick; they never choose it. If they miss a floor, the evidence and the result say
+        so, and the remedy is another search with a larger safety margin.
+
+        Args:
+            export: Rule and path.
+
+        Raises:
+            CalibrateError: If no candidate qualifies.
+        """
+        study = self.file.study
+        picked = pick(self.results, study.floors, export.rule, export.min_speedup)
+        policy = Policy.from_dict(picked.policy)
+        target = self.load()
+        self.narrator.stage("Held-out prompts: stock, exact, SCOPE", len(study.held_out_cases))
+        pairs: list[PairedCase] = []
+        for pair, clips in measure_pairs(target, study.held_out_cases, lambda: run_policy(target.pipe, policy)):
+            self._record(target, picked, pair)
+            self.narrator.advance(str(pair))
+            pairs.append(pair)
+            if pair is min(pairs, key=lambda p: p.quality.psnr_db):
+                worst_clips = clips
+        path = Path(export.path) if export.path else study.profile_path
+        profile, missed = self._profile(target, picked, pairs, export.rule, path)
+        return self._write(profile, path, picked, worst_clips, missed)
+
+    def _profile(
+        self, target: Target, picked: Result, pairs: Sequence[PairedCase], rule: Rule, path: Path
+    ) -> tuple[Profile, dict[str, float]]:
+        study = self.file.study
+        figures = verdict(pairs)
+        missed = {name: by for name, by in study.floors.shortfalls(figures, margin=False).items() if by > 0}
+        evidence = {
+            **figures,
+            "floors": study.floors.model_dump(exclude_none=True),
+            "missed_floors": missed,
+            "metrics": spread(pairs),
+            "cases": [pair.figures() for pair in pairs],
+            "search": {"n": picked.cases, "speedup_evaluations": picked.speedup_evaluations, **picked.figures},
+            "hardware": environment.hardware(target.device),
+            "versions": environment.versions(),
+            "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        provenance = {
+            "study": study.name,
+            "study_digest": self.store.study.fixed_digest,
+            "trial": picked.trial,
+            "rule": rule,
+            "storage": portable_url(study.storage_url),
+            "verify": {
+                "model": _portable_model_path(self.file, path),
+                "model_spec": study.model.model_dump(mode="json", exclude={"path"}),
+                "model_files": target.model["files"],
+                "generation": study.generation.model_dump(mode="json"),
+                "cases": [case.model_dump(mode="json") for case in study.held_out_cases],
+            },
+        }
+        profile = Profile(
+            Policy.from_dict(picked.policy), target.settings, ModelIdentity.of(target.pipe), evidence, provenance
+        )
+        return profile, missed
+
+    def _write(self, profile: Profile, path: Path, picked: Result, worst: Clips, missed: dict[str, float]) -> Exported:
+        study = self.file.study
+        clip, plot = path.with_suffix(".mp4"), path.with_name(f"{path.stem}-front.png")
+        clip_bytes = comparison_clip(worst.stock, worst.scope, study.generation.fps)
+        plot_bytes = front_plot(self.results, picked, study.floors, f"Study {study.name}")
+        write_atomically(clip, clip_bytes)
+        write_atomically(plot, plot_bytes)
+        # The profile comes last: where it is, the rest is too.
+        profile.save(path)
+        self.store.add_profile(picked.trial, str(profile.provenance["rule"]), str(path), profile.to_dict())
+        return Exported(profile, path, clip, plot, missed)
+
+    def _record(self, target: Target, picked: Result, pair: PairedCase) -> None:
+        shared = {
+            "trial_number": picked.trial,
+            "environment_id": environment.record(self.store, target.device),
+            "prompt": pair.case.prompt,
+            "seed": pair.case.seed,
+            "settings": target.settings.to_dict(),
+            "stock_evaluations": pair.scope_report.stock_evaluations,
+            "stock_seconds_denoise": pair.stock_seconds,
+            "state": "complete",
+            "started": pair.started,
+            "finished": pair.finished,
+        }
+        self.store.add(
+            Generation(
+                kind="held_out_stock",
+                evaluations=pair.scope_report.stock_evaluations,
+                seconds_denoise=pair.stock_seconds,
+                seconds_decode=pair.stock_decode_seconds,
+                seconds_end_to_end=pair.stock_end_to_end,
+                **shared,
+            )
+        )
+        self.store.add(
+            Generation(
+                kind="held_out_exact",
+                evaluations=pair.exact_report.evaluations,
+                seconds_denoise=pair.exact_seconds,
+                metrics={"max_abs_diff": pair.max_abs_diff},
+                **shared,
+            )
+        )
+        self.store.add(
+            Generation(
+                kind="held_out_scope",
+                policy=picked.policy,
+                evaluations=pair.scope_report.evaluations,
+                seconds_denoise=pair.scope_seconds,
+                seconds_decode=pair.scope_decode_seconds,
+                seconds_end_to_end=pair.scope_end_to_end,
+                metrics=pair.quality.to_dict(),
+                **shared,
+            )
+        )
+
+
+def _portable_model_path(file: StudyFile, profile: Path) -> str | None:
+    """The model's folder as seen from the profile's, or None when the study names it by an absolute path."""
+    if Path(file.study.model.path).is_absolute():
+        return None
+    return Path(os.path.relpath(file.model_path.resolve(), profile.parent.resolve())).as_posix()

@@ -1,0 +1,180 @@
+"""Stock, exact and SCOPE side by side: the measurement on which exported and verified figures rest.
+
+All runs of a case follow each other in one process, so that whatever slows the machine down slows all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from calibrate.quality import Frames, Quality, compare, floor_figures, summarise
+from calibrate.study_file import Case
+from calibrate.target import Denoised, Target
+from scope_runtime import Report, Scope, exact
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Decoded frames of one case, [T, H, W, 3] in [0, 1]: kept apart from its figures, because they take gigabytes.
+
+    Attributes:
+        stock: By the stock pipeline.
+        scope: Under the policy.
+    """
+
+    stock: Frames
+    scope: Frames
+
+
+@dataclass(frozen=True)
+class PairedCase:
+    """One case, generated three times.
+
+    Attributes:
+        case: Prompt and seed.
+        stock_seconds: Denoising by the stock pipeline.
+        exact_seconds: Denoising by the exact mode.
+        scope_seconds: Denoising under the policy.
+        stock_decode_seconds: Decoding the stock latents.
+        scope_decode_seconds: Decoding the policy's latents.
+        encode_seconds: Encoding the prompt, which all three share.
+        exact_report: What the exact mode did.
+        scope_report: What the policy did.
+        max_abs_diff: Largest absolute difference between exact and stock latents.
+        quality: The policy's frames against the stock frames.
+        started: UTC.
+        finished: UTC.
+    """
+
+    case: Case
+    stock_seconds: float
+    exact_seconds: float
+    scope_seconds: float
+    stock_decode_seconds: float
+    scope_decode_seconds: float
+    encode_seconds: float
+    exact_report: Report
+    scope_report: Report
+    max_abs_diff: float
+    quality: Quality
+    started: datetime
+    finished: datetime
+
+    @property
+    def stock_end_to_end(self) -> float:
+        """Seconds from prompt to frames with the stock pipeline."""
+        return self.encode_seconds + self.stock_seconds + self.stock_decode_seconds
+
+    @property
+    def scope_end_to_end(self) -> float:
+        """Seconds from prompt to frames under the policy."""
+        return self.encode_seconds + self.scope_seconds + self.scope_decode_seconds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.case.label}: {self.scope_report.speedup_evaluations:.2f}x fewer evaluations, "
+            f"{self.stock_seconds / self.scope_seconds:.2f}x faster, {self.quality.psnr_db:.1f} dB"
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """The case's own line of evidence."""
+        return {
+            "prompt": self.case.prompt,
+            "seed": self.case.seed,
+            "speedup_evaluations": self.scope_report.speedup_evaluations,
+            "speedup_denoise": self.stock_seconds / self.scope_seconds,
+            "speedup_end_to_end": self.stock_end_to_end / self.scope_end_to_end,
+            "exact_speedup_denoise": self.stock_seconds / self.exact_seconds,
+            "max_abs_diff": self.max_abs_diff,
+            **self.quality.to_dict(),
+        }
+
+
+def measure_pairs(
+    target: Target, cases: Sequence[Case], attach: Callable[[], Scope]
+) -> Iterator[tuple[PairedCase, Clips]]:
+    """Generates each case by the stock pipeline, exactly, and under a policy, after a warm-up.
+
+    Args:
+        target: The pipeline.
+        cases: Prompts and seeds.
+        attach: Attaches the policy, for example ``lambda: apply_scope(target.pipe, profile)``.
+    """
+    target.warm_up(cases[0])
+    for case in cases:
+        started = datetime.now(UTC)
+        stock = target.denoise(case)
+        selective, exact_report = _denoise_under(target, case, lambda: exact(target.pipe))
+        skipping, scope_report = _denoise_under(target, case, attach)
+        stock_frames, stock_decode_seconds = target.decode(stock.latents)
+        scope_frames, scope_decode_seconds = target.decode(skipping.latents)
+        pair = PairedCase(
+            case=case,
+            stock_seconds=stock.seconds,
+            exact_seconds=selective.seconds,
+            scope_seconds=skipping.seconds,
+            stock_decode_seconds=stock_decode_seconds,
+            scope_decode_seconds=scope_decode_seconds,
+            encode_seconds=target.encode_seconds(case.prompt),
+            exact_report=exact_report,
+            scope_report=scope_report,
+            max_abs_diff=float((selective.latents - stock.latents).abs().max()),
+            quality=compare(stock_frames, scope_frames),
+            started=started,
+            finished=datetime.now(UTC),
+        )
+        yield pair, Clips(stock_frames, scope_frames)
+
+
+def verdict(pairs: Sequence[PairedCase]) -> dict[str, Any]:
+    """The figures that `scope-calibrate verify` prints and a profile's evidence starts with.
+
+    Speed-ups are ratios of sums over all cases, `exact` included; quality is against the stock pipeline.
+    """
+    qualities = [pair.quality for pair in pairs]
+    floors = floor_figures(qualities)
+    worst = min(pairs, key=lambda pair: pair.quality.psnr_db)
+    stock_seconds = sum(pair.stock_seconds for pair in pairs)
+    return {
+        "speedup_evaluations": sum(pair.scope_report.stock_evaluations for pair in pairs)
+        / sum(pair.scope_report.evaluations for pair in pairs),
+        "speedup_denoise": stock_seconds / sum(pair.scope_seconds for pair in pairs),
+        "speedup_end_to_end": sum(pair.stock_end_to_end for pair in pairs)
+        / sum(pair.scope_end_to_end for pair in pairs),
+        "psnr_db": floors["psnr_db"],
+        "psnr_worst_prompt_db": floors["psnr_worst_prompt_db"],
+        "psnr_worst_frame_db": floors["psnr_worst_frame_db"],
+        "ssim": floors["ssim"],
+        "temporal_psnr_db": floors["temporal_psnr_db"],
+        "flicker": _mean([quality.flicker for quality in qualities]),
+        "motion_error_px": _mean([quality.motion_error_px for quality in qualities]),
+        "n": len(pairs),
+        "exact": {
+            "speedup_denoise": stock_seconds / sum(pair.exact_seconds for pair in pairs),
+            "max_abs_diff": max(pair.max_abs_diff for pair in pairs),
+        },
+        "worst_prompt": {
+            "prompt": worst.case.prompt,
+            "seed": worst.case.seed,
+            "speedup_evaluations": worst.scope_report.speedup_evaluations,
+            **worst.quality.to_dict(),
+        },
+    }
+
+
+def spread(pairs: Sequence[PairedCase]) -> Mapping[str, Any]:
+    """Mean, standard deviation, extremes and worst case of every metric."""
+    return summarise({pair.case.label: pair.quality for pair in pairs})
+
+
+def _denoise_under(target: Target, case: Case, attach: Callable[[], Scope]) -> tuple[Denoised, Report]:
+    with attach() as scope:
+        denoised = target.denoise(case)
+    return denoised, scope.report
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,55 @@
+"""What the user sees while it runs, on standard error so that standard output carries results alone."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Narrator:
+    """A progress bar with stage, count, best so far, elapsed and remaining time, and one line per finished piece.
+
+    Without a terminal there is no bar, only the lines.
+    """
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[best]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None, best="", visible=False)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def stage(self, name: str, total: int, done: int = 0) -> None:
+        """Starts a stage of `total` pieces, `done` of which are finished already."""
+        self.say(f"{name}: {total}" + (f", of which {done} are done" if done else ""))
+        self._progress.reset(self._task, description=name, total=total, completed=done, best="", visible=True)
+
+    def advance(self, line: str, best: str = "") -> None:
+        """Counts one piece of the stage as finished."""
+        self.say(line)
+        self._progress.update(self._task, advance=1, best=best)
+
+    def say(self, line: str) -> None:
+        """Prints one line above the bar; the text is shown as it is, brackets included."""
+        self._progress.console.print(Text(line), soft_wrap=True)

@@ -1,0 +1,155 @@
+"""Full-reference quality proxies between two decoded clips.
+
+No single proxy decides: PSNR and SSIM compare frame by frame and miss a good deal of what moves, so two temporal
+proxies stand beside them. PSNR of the frame differences and the luma flicker see brightness that jumps; the
+optical-flow error sees motion that stalls. Clips are compared as decoded floats, never as encoded files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_msssim import ssim
+
+Frames = NDArray[np.float32]
+
+# Identical frames have an infinite PSNR, which neither JSON nor an average can hold.
+PSNR_CEILING_DB = 100.0
+# Frames per SSIM call: enough to keep the cores busy, little enough at 544x960.
+_SSIM_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How close a clip is to its reference.
+
+    Attributes:
+        psnr_db: Mean over frames of the peak signal-to-noise ratio, at most 100 dB per frame.
+        psnr_worst_frame_db: The lowest frame's.
+        ssim: Mean structural similarity over frames; 1 is identical.
+        temporal_psnr_db: PSNR of the differences between neighbouring frames, at most 100 dB; sees flicker and freezes.
+        flicker: Root mean square error of the frame-to-frame change of mean luma, in steps of 1/255; sees flicker.
+        motion_error_px: Mean end-point error of the optical flow between neighbouring frames, in pixels; sees freezes.
+    """
+
+    psnr_db: float
+    psnr_worst_frame_db: float
+    ssim: float
+    temporal_psnr_db: float
+    flicker: float
+    motion_error_px: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain floats by metric name."""
+        return dataclasses.asdict(self)
+
+
+METRICS = tuple(field.name for field in dataclasses.fields(Quality))
+# For these, less is better: their worst case is the largest.
+ERRORS = frozenset({"flicker", "motion_error_px"})
+
+
+def compare(reference: Frames, candidate: Frames) -> Quality:
+    """Measures `candidate` against `reference`.
+
+    Args:
+        reference: Frames [T, H, W, 3] in [0, 1], T >= 2, H and W >= 16.
+        candidate: The same shape.
+
+    Raises:
+        ValueError: If the shapes differ, the clips are too small, or a value is not finite.
+    """
+    if reference.shape != candidate.shape or reference.ndim != 4 or len(reference) < 2:
+        raise ValueError(f"clips must share one shape [T >= 2, H, W, 3], not {reference.shape} and {candidate.shape}")
+    if not np.isfinite(candidate).all():
+        raise ValueError("the clip holds values that are not finite")
+    frame_psnr = [_psnr(a, b) for a, b in zip(reference, candidate, strict=True)]
+    differences = np.diff(reference, axis=0), np.diff(candidate, axis=0)
+    return Quality(
+        psnr_db=float(np.mean(frame_psnr)),
+        psnr_worst_frame_db=float(np.min(frame_psnr)),
+        ssim=_ssim(reference, candidate),
+        temporal_psnr_db=_psnr(*differences),
+        flicker=_flicker(reference, candidate),
+        motion_error_px=_motion_error(reference, candidate),
+    )
+
+
+def summarise(cases: Mapping[str, Quality]) -> dict[str, dict[str, float | str]]:
+    """Per metric the mean, standard deviation, extremes and the name of the worst case.
+
+    Args:
+        cases: Measurements by case name, at least one.
+
+    Returns:
+        ``{metric: {"mean", "std", "min", "max", "worst_case"}}``.
+    """
+    summary: dict[str, dict[str, float | str]] = {}
+    for metric in METRICS:
+        values = {name: quality.to_dict()[metric] for name, quality in cases.items()}
+        pick_worst = max if metric in ERRORS else min
+        summary[metric] = {
+            "mean": float(np.mean(list(values.values()))),
+            "std": float(np.std(list(values.values()))),
+            "min": min(values.values()),
+            "max": max(values.values()),
+            "worst_case": pick_worst(values, key=lambda name: values[name]),
+        }
+    return summary
+
+
+def floor_figures(cases: Sequence[Quality]) -> dict[str, float]:
+    """The figures that quality floors are set on: means over cases, and the worst case's PSNR."""
+    return {
+        "psnr_db": float(np.mean([quality.psnr_db for quality in cases])),
+        "psnr_worst_prompt_db": min(quality.psnr_db for quality in cases),
+        "psnr_worst_frame_db": min(quality.psnr_worst_frame_db for quality in cases),
+        "ssim": float(np.mean([quality.ssim for quality in cases])),
+        "temporal_psnr_db": float(np.mean([quality.temporal_psnr_db for quality in cases])),
+    }
+
+
+def _psnr(reference: Frames, candidate: Frames) -> float:
+    # One flat row, because OpenCV accepts no more than two dimensions and the peak is 1 in every case.
+    return min(cv2.PSNR(reference.reshape(1, -1), candidate.reshape(1, -1), 1.0), PSNR_CEILING_DB)
+
+
+def _ssim(reference: Frames, candidate: Frames) -> float:
+    scores = []
+    with torch.no_grad():
+        for start in range(0, len(reference), _SSIM_BATCH):
+            pair = (
+                torch.from_numpy(np.ascontiguousarray(clip[start : start + _SSIM_BATCH])).permute(0, 3, 1, 2)
+                for clip in (reference, candidate)
+            )
+            scores.append(ssim(*pair, data_range=1.0, size_average=False))
+    return float(torch.cat(scores).mean())
+
+
+def _luma(frames: Frames) -> Frames:
+    return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+
+
+def _flicker(reference: Frames, candidate: Frames) -> float:
+    change = [np.diff(_luma(clip).mean(axis=(1, 2), dtype=np.float64)) * 255 for clip in (reference, candidate)]
+    return float(np.sqrt(np.mean(np.square(change[0] - change[1]))))
+
+
+def _motion_error(reference: Frames, candidate: Frames) -> float:
+    errors = [np.linalg.norm(a - b, axis=-1).mean() for a, b in zip(_flow(reference), _flow(candidate), strict=True)]
+    return float(np.mean(errors))
+
+
+def _flow(frames: Frames) -> list[NDArray[np.float32]]:
+    """Optical flow [H, W, 2] in pixels between neighbouring frames."""
+    algorithm = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    luma = np.round(_luma(frames) * 255).clip(0, 255).astype(np.uint8)
+    rest = np.zeros((*luma.shape[1:], 2), dtype=np.float32)
+    return [np.asarray(algorithm.calc(a, b, rest.copy())) for a, b in pairwise(luma)]

@@ -1,0 +1,154 @@
+"""What a candidate came to, which candidates are worth a look, and which one becomes the profile."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from calibrate.errors import CalibrateError
+from calibrate.quality import Quality, floor_figures
+from calibrate.store import Generation
+from calibrate.study_file import Floors, Rule
+
+# The trial's user attribute that holds its result.
+RESULT = "result"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A candidate's figures from real generations of the search cases.
+
+    Attributes:
+        trial: Optuna's trial number.
+        policy: The policy, as JSON.
+        speedup_evaluations: Stock block evaluations over the ones made.
+        speedup_denoise: Denoising seconds of the stored stock runs over the candidate's; not paired, so only a hint.
+        figures: See `calibrate.quality.floor_figures`.
+        cases: How many cases were measured.
+        stopped: Why not all cases were measured, or None.
+    """
+
+    trial: int
+    policy: dict[str, Any]
+    speedup_evaluations: float
+    speedup_denoise: float
+    figures: dict[str, float]
+    cases: int
+    stopped: str | None
+
+    @classmethod
+    def of(cls, trial: int, policy: dict[str, Any], rows: Sequence[Generation], stopped: str | None) -> Self:
+        """Sums up the complete generations of one policy, at least one."""
+        return cls(
+            trial=trial,
+            policy=policy,
+            speedup_evaluations=_ratio([row.stock_evaluations for row in rows], [row.evaluations for row in rows]),
+            speedup_denoise=_ratio([row.stock_seconds_denoise for row in rows], [row.seconds_denoise for row in rows]),
+            figures=floor_figures([Quality(**row.metrics or {}) for row in rows]),
+            cases=len(rows),
+            stopped=stopped,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return dataclasses.asdict(self)
+
+    def feasible(self, floors: Floors) -> bool:
+        """Whether all cases were measured and every floor holds with its safety margin."""
+        return self.stopped is None and max(floors.shortfalls(self.figures, margin=True).values(), default=0.0) <= 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.speedup_evaluations:.2f}x fewer evaluations at {self.figures['psnr_db']:.1f} dB "
+            f"(worst prompt {self.figures['psnr_worst_prompt_db']:.1f} dB)"
+        )
+
+
+def load_results(study: optuna.Study) -> list[Result]:
+    """The results of all completed trials, one per policy: a repeat carries the result of the trial it repeats."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    results = [Result(**trial.user_attrs[RESULT]) for trial in trials if RESULT in trial.user_attrs]
+    return list({result.trial: result for result in results}.values())
+
+
+def front(results: Sequence[Result]) -> list[Result]:
+    """The results that no other one beats in both speed-up and mean PSNR, fastest first."""
+    best: list[Result] = []
+    for result in sorted(results, key=lambda r: (-r.speedup_evaluations, -r.figures["psnr_db"])):
+        if not best or result.figures["psnr_db"] > best[-1].figures["psnr_db"]:
+            best.append(result)
+    return best
+
+
+def fastest_feasible(results: Sequence[Result], floors: Floors) -> Result | None:
+    """The feasible result with the fewest evaluations; of equals the one whose worst prompt is better."""
+    feasible = [result for result in results if result.feasible(floors)]
+    return max(feasible, key=_speed_then_quality, default=None)
+
+
+def pick(results: Sequence[Result], floors: Floors, rule: Rule, min_speedup: float | None) -> Result:
+    """Chooses the result to export, on search cases alone.
+
+    Args:
+        results: What the search measured.
+        floors: Quality that must hold, with its safety margin.
+        rule: `fastest` above the floors; `best-quality` above `min_speedup`; `knee`: the point of the feasible front
+            that lies farthest from the line between its ends.
+        min_speedup: In evaluations; with any rule, slower results are left out.
+
+    Raises:
+        CalibrateError: If no result qualifies; says how close the search came.
+    """
+    feasible = [result for result in results if result.feasible(floors)]
+    if not feasible:
+        raise CalibrateError(f"floors: {_closest(results, floors)}")
+    fast_enough = [result for result in feasible if result.speedup_evaluations >= (min_speedup or 0.0)]
+    if not fast_enough:
+        fastest = max(feasible, key=_speed_then_quality)
+        raise CalibrateError(
+            f"export.min_speedup: no policy above the floors reaches {min_speedup:g}x; the fastest (trial "
+            f"{fastest.trial}) gives {fastest}; lower min_speedup or raise budget.trials."
+        )
+    if rule == "fastest":
+        return max(fast_enough, key=_speed_then_quality)
+    if rule == "best-quality":
+        return max(fast_enough, key=lambda r: (r.figures["psnr_db"], r.speedup_evaluations))
+    return _knee(front(fast_enough))
+
+
+def _closest(results: Sequence[Result], floors: Floors) -> str:
+    mend = "lower the floors or raise budget.trials."
+    whole = [result for result in results if result.stopped is None]
+    if not whole:
+        return f"no policy was measured on all search cases; {mend}"
+    closest = min(whole, key=lambda r: max(floors.shortfalls(r.figures, margin=True).values()))
+    short = floors.shortfalls(closest.figures, margin=True)
+    missed = ", ".join(f"{name} by {by:.3g}" for name, by in short.items() if by > 0)
+    return (
+        f"no measured policy meets them with the safety margin; the closest (trial {closest.trial}, {closest}) misses "
+        f"{missed}; {mend}"
+    )
+
+
+def _speed_then_quality(result: Result) -> tuple[float, float]:
+    return result.speedup_evaluations, result.figures["psnr_worst_prompt_db"]
+
+
+def _knee(points: Sequence[Result]) -> Result:
+    xy = np.array([[r.speedup_evaluations, r.figures["psnr_db"]] for r in points])
+    span = np.ptp(xy, axis=0)
+    if len(points) < 3 or (span == 0).any():
+        return points[0]
+    unit = (xy - xy.min(axis=0)) / span
+    # Both ends of a front lie on the falling diagonal of the unit square; the sum measures the distance from it.
+    return points[int(unit.sum(axis=1).argmax())]
+
+
+def _ratio(above: Sequence[float | None], below: Sequence[float | None]) -> float:
+    return sum(value or 0.0 for value in above) / sum(value or 0.0 for value in below)

@@ -1,0 +1,96 @@
+"""The search space: from an Optuna trial to a policy, and the schedules worth trying first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import optuna
+
+from calibrate.change_scale import ChangeScale, Observations
+from calibrate.study_file import FloatRange, IntRange, SearchSpace
+from scope_runtime import Policy
+
+Choice = TypeVar("Choice")
+
+# (warmup, max_skip) of periodic schedules that held up on every model tried so far; from careful to bold.
+_PERIODIC_SCHEDULES = ((4, 3), (3, 4), (2, 4), (5, 2), (4, 5), (2, 3))
+# Neighbouring quantiles give the same plan more often than not; a grid lets repeats be recognised.
+_QUANTILE_STEP = 0.02
+
+
+class Space:
+    """What a study may choose from, on the scale of what its recorded runs showed."""
+
+    def __init__(self, spec: SearchSpace, recorded: Sequence[Observations]) -> None:
+        """Fits the scales of the indicators that may be chosen.
+
+        Args:
+            spec: The ranges.
+            recorded: Observations of the search cases' full-compute runs.
+        """
+        self.spec = spec
+        self.scales: Mapping[str, ChangeScale] = {
+            indicator: ChangeScale.fit(indicator, recorded, spec.max_skip.high) for indicator in spec.indicator
+        }
+
+    def suggest(self, trial: optuna.Trial) -> Policy:
+        """The policy that the trial's parameters stand for."""
+        spec = self.spec
+        indicator = _choose(trial, "indicator", spec.indicator)
+        scale = self.scales[indicator]
+        cache_quantile = _suggest_quantile(trial, "cache_quantile", spec.cache_quantile)
+        predict_threshold = None
+        if _choose(trial, "predict_threshold", spec.predict_threshold) == "searched":
+            share = _suggest_quantile(trial, "predict_quantile", spec.predict_quantile)
+            predict_threshold = scale.threshold(cache_quantile + share * (1 - cache_quantile))
+        return Policy(
+            granularity=_choose(trial, "granularity", spec.granularity),
+            indicator=indicator,
+            change_map=scale.change_map,
+            cache_threshold=scale.threshold(cache_quantile),
+            predict_threshold=predict_threshold,
+            max_skip=_suggest_int(trial, "max_skip", spec.max_skip),
+            order=_choose(trial, "order", spec.order),
+            warmup=_suggest_int(trial, "warmup", spec.warmup),
+            tail=_suggest_int(trial, "tail", spec.tail),
+            max_step_ratio=_choose(trial, "max_step_ratio", spec.max_step_ratio),
+            magnitude_bound=_choose(trial, "magnitude_bound", spec.magnitude_bound),
+        )
+
+    def first_candidates(self) -> list[dict[str, Any]]:
+        """Parameters of strong known schedules that lie within the space."""
+        spec = self.spec
+        if "never" not in spec.predict_threshold:
+            return []
+        shared = {
+            "cache_quantile": spec.cache_quantile.low,
+            "predict_threshold": "never",
+            "tail": spec.tail.low,
+            "order": 1 if 1 in spec.order else spec.order[0],
+        }
+        first_choices = {
+            name: getattr(spec, name)[0] for name in ("indicator", "granularity", "max_step_ratio", "magnitude_bound")
+        }
+        return [
+            {**shared, **first_choices, "warmup": warmup, "max_skip": max_skip}
+            for warmup, max_skip in _PERIODIC_SCHEDULES
+            if _holds(spec.warmup, warmup) and _holds(spec.max_skip, max_skip)
+        ]
+
+
+def _holds(allowed: IntRange, value: int) -> bool:
+    return allowed.low <= value <= allowed.high
+
+
+def _choose(trial: optuna.Trial, name: str, choices: Sequence[Choice]) -> Choice:
+    return cast(Choice, trial.suggest_categorical(name, cast(Sequence[str], choices)))
+
+
+def _suggest_int(trial: optuna.Trial, name: str, allowed: IntRange) -> int:
+    return trial.suggest_int(name, allowed.low, allowed.high)
+
+
+def _suggest_quantile(trial: optuna.Trial, name: str, allowed: FloatRange) -> float:
+    step = _QUANTILE_STEP if allowed.high - allowed.low >= _QUANTILE_STEP else None
+    return trial.suggest_float(name, allowed.low, allowed.high, step=step)

@@ -1,0 +1,169 @@
+"""One database for our tables and Optuna's: opening it, and saying plainly why it cannot be opened."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy.exc
+from sqlalchemy import URL, Engine, create_engine, event, make_url, select
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.orm import Session, sessionmaker
+
+from calibrate.errors import CalibrateError
+from calibrate.store.models import SCHEMA_VERSION, Base, SchemaVersion
+
+_SECRET = re.compile("pass|token|secret", re.IGNORECASE)
+# How long a writer waits for another one before SQLite reports "database is locked".
+_BUSY_SECONDS = 60
+
+
+class Storage:
+    """An open database.
+
+    Attributes:
+        url: Where it is; print it through `masked_url` only.
+        engine: For our tables.
+        sessions: Makes sessions on `engine`.
+    """
+
+    def __init__(self, url: str, *, create: bool = True) -> None:
+        """Opens the database and makes missing tables.
+
+        Args:
+            url: An SQLAlchemy URL, SQLite or PostgreSQL (`postgresql+psycopg://...`).
+            create: Whether a missing SQLite file is made; readers that expect one pass False.
+
+        Raises:
+            CalibrateError: If the URL or its driver is wrong, the database cannot be reached or written, or was made
+                by a newer version of this program.
+        """
+        self.url = _parse(url)
+        if self.url.get_backend_name() == "sqlite":
+            _prepare_file(self.url, create)
+        try:
+            self.engine = _engine(self.url)
+            Base.metadata.create_all(self.engine)
+            self.sessions = sessionmaker(self.engine, expire_on_commit=False)
+            with self.sessions.begin() as session:
+                self._check_version(session)
+        except (sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError) as error:
+            raise CalibrateError(self.explain(error)) from error
+
+    def optuna(self) -> optuna.storages.RDBStorage:
+        """Optuna's own storage, in the same database."""
+        try:
+            return optuna.storages.RDBStorage(
+                self.url.render_as_string(hide_password=False), engine_kwargs=_engine_options(self.url)
+            )
+        except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
+            raise CalibrateError(self.explain(error)) from error
+
+    def explain(self, error: Exception) -> str:
+        """One sentence for a failure of this database, without its password."""
+        return f"storage: {masked_url(self.url)}: {database_failure(error)}"
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self.engine.dispose()
+
+    def _check_version(self, session: Session) -> None:
+        version = session.scalar(select(SchemaVersion.version))
+        if version is None:
+            session.add(SchemaVersion(version=SCHEMA_VERSION))
+        elif version != SCHEMA_VERSION:
+            raise CalibrateError(
+                f"storage: {masked_url(self.url)}: the database has schema version {version} and this program knows "
+                f"{SCHEMA_VERSION}; use a matching version of scope-calibrate or another database."
+            )
+
+
+def masked_url(url: str | URL) -> str:
+    """The URL with its password, also one given as a query parameter, replaced by asterisks."""
+    parsed = make_url(url)
+    secrets = {key: "***" for key in parsed.query if _SECRET.search(key)}
+    return parsed.update_query_dict(secrets).render_as_string(hide_password=True)
+
+
+def database_failure(error: BaseException) -> str:
+    """One sentence for what a database or its driver reports; never its text, which may repeat the password."""
+    if isinstance(error, (sqlalchemy.exc.NoSuchModuleError, ModuleNotFoundError)):
+        return (
+            "no driver for this kind of URL is installed; for PostgreSQL write postgresql+psycopg:// and install "
+            "scope-calibrate[postgres]."
+        )
+    original = getattr(error, "orig", None) or error
+    if isinstance(original, sqlite3.Error):
+        return _sqlite_cause(str(original))
+    if isinstance(error, sqlalchemy.exc.OperationalError):
+        return "the database cannot be reached; check the address, the user and that the server runs."
+    return f"the database refused the request ({type(original).__name__}); check the URL and the user's rights."
+
+
+def portable_url(url: str) -> str:
+    """The URL for a file that others read: without password, and without the folders of an SQLite file."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        return f"sqlite:///{Path(parsed.database).name}"
+    return masked_url(parsed)
+
+
+def _parse(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise CalibrateError(
+            "storage: this is not a database URL; write for example sqlite:///runs/study.db or "
+            "postgresql+psycopg://user@host/database."
+        ) from error
+
+
+def _prepare_file(url: URL, create: bool) -> None:
+    """Makes the folder of an SQLite file, or says that there is no such file."""
+    if not url.database or url.database == ":memory:":
+        raise CalibrateError(
+            "storage: SQLite needs a file to keep a study in; write for example sqlite:///runs/study.db."
+        )
+    path = Path(url.database)
+    if not create and not path.exists():
+        raise CalibrateError(f"storage: {path} does not exist yet; start the study with `scope-calibrate run`.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise CalibrateError(f"storage: the folder {path.parent} cannot be made; choose another path.") from error
+
+
+def _engine_options(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": _BUSY_SECONDS}}
+    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+
+
+def _engine(url: URL) -> Engine:
+    engine = create_engine(url, **_engine_options(url))
+    if url.get_backend_name() == "sqlite":
+        event.listen(engine, "connect", _configure_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:
+    """Lets readers and one writer work side by side, and makes SQLite honour foreign keys."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _sqlite_cause(message: str) -> str:
+    if "full" in message:
+        return "the disk is full; free some space and run the same command again."
+    if "readonly" in message or "unable to open" in message:
+        return "the database file cannot be written; check its path and permissions."
+    if "not a database" in message or "malformed" in message:
+        return "the file is not an SQLite database; choose another path or move the file away."
+    if "locked" in message:
+        return "another process keeps the database locked; wait for it or stop it."
+    return f"SQLite reports: {message}."

@@ -1,0 +1,162 @@
+"""Reading and writing the records of one study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import func, select
+
+from calibrate.errors import CalibrateError
+from calibrate.files import digest
+from calibrate.store.models import Environment, Generation, ProfileRecord, StudyRecord
+from calibrate.store.storage import Storage
+
+FULL_COMPUTE = "full-compute"
+
+
+def policy_digest(policy: dict[str, Any] | None) -> str:
+    """The name under which a policy's measurements are found again; None is full computation."""
+    return FULL_COMPUTE if policy is None else digest(policy)
+
+
+class Store:
+    """The records of one study in an open database."""
+
+    def __init__(self, storage: Storage, study: StudyRecord) -> None:
+        self.storage = storage
+        self.study = study
+
+    @classmethod
+    def open_study(
+        cls,
+        storage: Storage,
+        *,
+        name: str,
+        yaml_text: str,
+        fixed_parts: dict[str, Any],
+        settings: dict[str, Any],
+        model: dict[str, Any],
+    ) -> Store:
+        """Finds the study by name, or makes it.
+
+        Raises:
+            CalibrateError: If a study of that name exists with other fixed parts or another model; its measurements
+                could not be compared with new ones.
+        """
+        with storage.sessions.begin() as session:
+            record = session.scalar(select(StudyRecord).where(StudyRecord.name == name))
+            if record is None:
+                record = StudyRecord(
+                    name=name,
+                    yaml_text=yaml_text,
+                    fixed_digest=digest(fixed_parts),
+                    fixed_parts=fixed_parts,
+                    settings=settings,
+                    model=model,
+                    created=datetime.now(UTC),
+                )
+                session.add(record)
+            else:
+                _refuse_changes(record, fixed_parts, model)
+                record.yaml_text = yaml_text
+        return cls(storage, record)
+
+    @classmethod
+    def find_study(cls, storage: Storage, name: str) -> Store:
+        """Finds a study that has been started.
+
+        Raises:
+            CalibrateError: If there is none of that name.
+        """
+        with storage.sessions() as session:
+            record = session.scalar(select(StudyRecord).where(StudyRecord.name == name))
+        if record is None:
+            raise CalibrateError(f"name: study {name!r} has not been started; start it with `scope-calibrate run`.")
+        return cls(storage, record)
+
+    def environment(self, hardware: dict[str, Any], versions: dict[str, Any]) -> int:
+        """The id of the environment, recorded once."""
+        key = digest({"hardware": hardware, "versions": versions})
+        with self.storage.sessions.begin() as session:
+            record = session.scalar(select(Environment).where(Environment.digest == key))
+            if record is None:
+                record = Environment(digest=key, hardware=hardware, versions=versions)
+                session.add(record)
+                session.flush()
+            return record.id
+
+    def add(self, generation: Generation) -> Generation:
+        """Records a generation of this study, with its digests filled in."""
+        generation.study_id = self.study.id
+        generation.policy_digest = policy_digest(generation.policy)
+        generation.prompt_digest = digest(generation.prompt)
+        with self.storage.sessions.begin() as session:
+            session.add(generation)
+        return generation
+
+    def measured(self, kind: str, policy: dict[str, Any] | None, prompt: str, seed: int) -> Generation | None:
+        """The complete measurement of a policy on a case, if there is one."""
+        with self.storage.sessions() as session:
+            return session.scalar(
+                select(Generation).where(
+                    Generation.study_id == self.study.id,
+                    Generation.kind == kind,
+                    Generation.state == "complete",
+                    Generation.policy_digest == policy_digest(policy),
+                    Generation.prompt_digest == digest(prompt),
+                    Generation.seed == seed,
+                )
+            )
+
+    def last_activity(self) -> datetime | None:
+        """When the newest generation finished."""
+        query = select(func.max(Generation.finished)).where(Generation.study_id == self.study.id)
+        with self.storage.sessions() as session:
+            return session.scalar(query)
+
+    def counts(self) -> dict[str, int]:
+        """How many generations of each kind are complete, and under `failed` how many failed."""
+        query = (
+            select(Generation.kind, Generation.state, func.count())
+            .where(Generation.study_id == self.study.id)
+            .group_by(Generation.kind, Generation.state)
+        )
+        counts: dict[str, int] = {}
+        with self.storage.sessions() as session:
+            for kind, state, count in session.execute(query):
+                key = kind if state == "complete" else "failed"
+                counts[key] = counts.get(key, 0) + count
+        return counts
+
+    def add_profile(self, trial_number: int, rule: str, path: str, profile: dict[str, Any]) -> None:
+        """Records an export."""
+        with self.storage.sessions.begin() as session:
+            session.add(
+                ProfileRecord(
+                    study_id=self.study.id,
+                    trial_number=trial_number,
+                    rule=rule,
+                    path=path,
+                    profile=profile,
+                    created=datetime.now(UTC),
+                )
+            )
+
+    def profiles(self) -> Sequence[ProfileRecord]:
+        """The study's exports, oldest first."""
+        query = select(ProfileRecord).where(ProfileRecord.study_id == self.study.id).order_by(ProfileRecord.id)
+        with self.storage.sessions() as session:
+            return session.scalars(query).all()
+
+
+def _refuse_changes(record: StudyRecord, fixed_parts: dict[str, Any], model: dict[str, Any]) -> None:
+    changed = [field for field, value in fixed_parts.items() if record.fixed_parts.get(field) != value]
+    if record.model != model:
+        changed.append("model (the files in its folder)")
+    if changed:
+        raise CalibrateError(
+            f"{', '.join(changed)}: study {record.name!r} was started with another value; give the changed study "
+            "another name, or put the old value back."
+        )

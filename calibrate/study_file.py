@@ -1,0 +1,343 @@
+"""The YAML that a user writes: one study, checked in full before anything runs.
+
+Paths that a study reads (`model.path`) are relative to the study file; paths that it writes (`storage`, `cache`,
+`export.path`) are relative to the folder in which the command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from sqlalchemy import make_url
+
+from calibrate.errors import CalibrateError
+from calibrate.files import digest
+from calibrate.store import masked_url
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Rule = Literal["fastest", "best-quality", "knee"]
+
+
+class _Strict(BaseModel):
+    """Refuses unknown fields, silent conversions and numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelSpec(_Strict):
+    """Which pipeline to calibrate, and on what."""
+
+    path: str = Field(min_length=1)
+    family: Literal["skyreels_v2"] = "skyreels_v2"
+    pipeline_class: Literal["SkyReelsV2DiffusionForcingPipeline"] = "SkyReelsV2DiffusionForcingPipeline"
+    torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    threads: int | None = Field(default=None, ge=1)
+
+
+class Generation(_Strict):
+    """Arguments of the pipeline call that all generations of the study share."""
+
+    height: int = Field(ge=16, multiple_of=16)
+    width: int = Field(ge=16, multiple_of=16)
+    num_frames: int = Field(ge=5)
+    num_inference_steps: int = Field(ge=2)
+    guidance_scale: float = Field(ge=0)
+    ar_step: int = Field(ge=0)
+    causal_block_size: int = Field(ge=1)
+    fps: int = Field(default=24, ge=1)
+    negative_prompt: str = ""
+    max_sequence_length: int = Field(default=512, ge=1)
+    overlap_history: int | None = Field(default=None, ge=1)
+    addnoise_condition: float = Field(default=0, ge=0)
+    base_num_frames: int = Field(default=97, ge=5)
+
+
+class Case(_Strict):
+    """One prompt with one seed."""
+
+    prompt: str = Field(min_length=1)
+    seed: int = Field(ge=0, lt=2**63)
+
+    @property
+    def label(self) -> str:
+        """How tables and evidence name the case."""
+        return f"{self.prompt} (seed {self.seed})"
+
+
+class IntRange(_Strict):
+    """Whole numbers from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
+        return self
+
+
+class FloatRange(_Strict):
+    """Numbers from `low` to `high`, both included."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
+        return self
+
+
+class Quantiles(FloatRange):
+    """A range within [0, 1]."""
+
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+
+
+class MaxSkip(IntRange):
+    """Bounds on consecutive rows without recompute."""
+
+    low: int = Field(ge=0)
+
+
+class Warmup(IntRange):
+    """Rows that every block recomputes at its start."""
+
+    low: int = Field(ge=1)
+
+
+class Tail(IntRange):
+    """Rows that every block recomputes at its end."""
+
+    low: int = Field(ge=0)
+
+
+class SearchSpace(_Strict):
+    """What the search may choose from.
+
+    Thresholds are searched as quantiles of the accumulated change that recorded runs showed, so that every value
+    within [0, 1] makes a difference: `cache_quantile` 0 never caches, and `predict_quantile` is the share of the way
+    from the cache threshold up to the largest change. With `predict_threshold: never` there is no such limit, and
+    `warmup` and `max_skip` alone give a periodic schedule.
+    """
+
+    cache_quantile: Quantiles = Quantiles(low=0.0, high=0.4)
+    predict_threshold: Annotated[list[Literal["never", "searched"]], Field(min_length=1)] = ["never", "searched"]
+    predict_quantile: Quantiles = Quantiles(low=0.3, high=1.0)
+    max_skip: MaxSkip = MaxSkip(low=1, high=6)
+    warmup: Warmup = Warmup(low=1, high=6)
+    tail: Tail = Tail(low=0, high=1)
+    order: Annotated[list[Literal[0, 1, 2]], Field(min_length=1)] = [1, 2]
+    granularity: Annotated[list[Literal["prefix", "step"]], Field(min_length=1)] = ["prefix"]
+    indicator: Annotated[list[Literal["noise-level", "modulated-input"]], Field(min_length=1)] = [
+        "noise-level",
+        "modulated-input",
+    ]
+    max_step_ratio: Annotated[list[Annotated[float, Field(gt=0)] | None], Field(min_length=1)] = [None]
+    magnitude_bound: Annotated[list[Annotated[float, Field(gt=0)] | None], Field(min_length=1)] = [None]
+
+
+class Floors(_Strict):
+    """Quality that a policy must reach; a floor left out is not asked for.
+
+    `safety_margin_db` is added to the two PSNR floors while searching and picking, because a policy that only just
+    holds on the search prompts will not hold on others. Held-out evidence is judged by the floors themselves.
+    """
+
+    psnr_db: float | None = Field(default=35.0, ge=0, le=100)
+    psnr_worst_prompt_db: float | None = Field(default=30.0, ge=0, le=100)
+    psnr_worst_frame_db: float | None = Field(default=None, ge=0, le=100)
+    ssim: float | None = Field(default=None, ge=0, le=1)
+    temporal_psnr_db: float | None = Field(default=None, ge=0, le=100)
+    safety_margin_db: float = Field(default=1.0, ge=0)
+
+    def shortfalls(self, figures: dict[str, float], *, margin: bool) -> dict[str, float]:
+        """By how much `figures` miss each floor that is asked for; zero or less means that it is met.
+
+        Args:
+            figures: What `calibrate.quality.floor_figures` returns.
+            margin: Whether to ask for the safety margin on top.
+        """
+        floors = self.model_dump(exclude={"safety_margin_db"}, exclude_none=True)
+        extra = self.safety_margin_db if margin else 0.0
+        with_margin = ("psnr_db", "psnr_worst_prompt_db")
+        return {name: floor + extra * (name in with_margin) - figures[name] for name, floor in floors.items()}
+
+
+class Budget(_Strict):
+    """When the search ends: after `trials` different policies, or when `minutes` of this run would not suffice.
+
+    `minutes` counts from the start of the command and leaves room for the held-out measurement and the export.
+    """
+
+    trials: int = Field(default=24, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
+
+
+class Export(_Strict):
+    """Which policy of the search becomes the profile, and where it is written."""
+
+    rule: Rule = "fastest"
+    min_speedup: float | None = Field(default=None, ge=1)
+    path: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.rule == "best-quality" and self.min_speedup is None:
+            raise ValueError("rule best-quality needs min_speedup: the speed-up above which quality is to be best")
+        return self
+
+
+class Study(_Strict):
+    """A whole study file."""
+
+    name: Name
+    model: ModelSpec
+    generation: Generation
+    search_cases: Annotated[list[Case], Field(min_length=1)]
+    held_out_cases: Annotated[list[Case], Field(min_length=1)]
+    search: SearchSpace = SearchSpace()
+    floors: Floors = Floors()
+    budget: Budget = Budget()
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    storage: str | None = Field(default=None, min_length=1)
+    cache: str | None = Field(default=None, min_length=1)
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def _cases_apart(self) -> Self:
+        for field in ("search_cases", "held_out_cases"):
+            cases = getattr(self, field)
+            if len(set(cases)) != len(cases):
+                raise ValueError(f"{field} holds the same prompt and seed twice; remove one of them")
+        searched = {case.prompt for case in self.search_cases}
+        for case in self.held_out_cases:
+            if case.prompt in searched:
+                raise ValueError(
+                    f"held_out_cases must share no prompt with search_cases, but both hold {case.prompt!r}; "
+                    "change one of them"
+                )
+        return self
+
+    @property
+    def storage_url(self) -> str:
+        """The database, with a file in `runs/` as the default."""
+        return self.storage or f"sqlite:///runs/{self.name}.db"
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where latents and frames of full-compute runs are kept."""
+        return Path(self.cache or f"runs/{self.name}")
+
+    @property
+    def profile_path(self) -> Path:
+        """Where the export goes."""
+        return Path(self.export.path or f"profiles/{self.name}.json")
+
+    def fixed_parts(self) -> dict[str, Any]:
+        """What must stay the same for measurements of one study to be comparable."""
+        return self.model_dump(mode="json", include={"model", "generation", "search_cases", "search"})
+
+    def fixed_digest(self) -> str:
+        """A digest of `fixed_parts`."""
+        return digest(self.fixed_parts())
+
+
+class StudyFile:
+    """A study together with where it was read from.
+
+    Attributes:
+        study: The checked content.
+        path: The file.
+        text: The file as written, for the record.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads and checks a study.
+
+        Raises:
+            CalibrateError: If the file is missing or anything in it is wrong, naming the field.
+        """
+        self.path = path
+        try:
+            self.text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise CalibrateError(f"{path}: there is no such study file; check the path.") from error
+        except (IsADirectoryError, UnicodeDecodeError) as error:
+            raise CalibrateError(f"{path}: this is not a text file; give the path of a study's YAML.") from error
+        try:
+            data = yaml.safe_load(self.text)
+        except yaml.YAMLError as error:
+            raise CalibrateError(f"{path}: this is not valid YAML: {_one_line(error)}.") from error
+        if not isinstance(data, dict):
+            raise CalibrateError(f"{path}: a study is a YAML mapping that starts with `name:`; see studies/.")
+        try:
+            self.study = Study.model_validate(data)
+            self._data = data
+        except ValidationError as error:
+            raise CalibrateError(f"{path}: {_explain(error)}") from error
+
+    def export_settings(self, rule: str | None, min_speedup: float | None, output: Path | None) -> Export:
+        """The study's export settings with what the command line says instead, checked in the same way.
+
+        Raises:
+            CalibrateError: If the settings do not fit together, naming the field.
+        """
+        given = {"rule": rule, "min_speedup": min_speedup, "path": str(output) if output else None}
+        changed = {name: value for name, value in given.items() if value is not None}
+        try:
+            return Export.model_validate(self.study.export.model_dump() | changed)
+        except ValidationError as error:
+            raise CalibrateError(f"export: {_explain(error)}") from error
+
+    @property
+    def masked_text(self) -> str:
+        """The text for the record; a file that holds a password is written out anew without it and its comments."""
+        url = self.study.storage_url
+        if masked_url(url) == make_url(url).render_as_string(hide_password=False):
+            return self.text
+        return yaml.safe_dump({**self._data, "storage": masked_url(url)}, sort_keys=False)
+
+    @property
+    def model_path(self) -> Path:
+        """The pipeline's folder."""
+        return self.path.parent / self.study.model.path
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).split())
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem of a validation as one sentence."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(_fields_beside(problem["loc"]))
+        return f"{field}: unknown field; known here: {known}."
+    if problem["type"] == "missing":
+        return f"{field}: this field is missing; add it."
+    message = problem["msg"].removeprefix("Value error, ")
+    prefix = f"{field}: " if field else ""
+    given = f", not {problem['input']!r}" if isinstance(problem["input"], (str, int, float, type(None))) else ""
+    return f"{prefix}{message[0].lower()}{message[1:]}{given}."
+
+
+def _fields_beside(location: tuple[int | str, ...]) -> list[str]:
+    """The field names that the model around `location` knows."""
+    model: type[BaseModel] = Study
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation: Any = model.model_fields[part].annotation
+        while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            annotation = annotation.__args__[0]
+        model = annotation
+    return list(model.model_fields)

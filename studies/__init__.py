@@ -1,0 +1,1 @@
+"""Reproducible studies: the bundled reference pipeline and the experiments run on it."""

@@ -1,0 +1,133 @@
+"""How much of the time saved reaches the clock.
+
+The ideal generation spends what stock spends outside the transformer (scheduler steps, guidance) and, inside it, the
+time that the stock transformer takes for as many blocks as were evaluated, and nothing else. Attending to captured
+context, deciding, predicting and assembling all count as overhead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import SkyReelsV2Transformer3DModel
+
+from scope_runtime import Policy, run_policy
+from studies.bench.timing import interleaved
+from studies.reference import models
+
+POLICY = Policy(warmup=2, max_skip=4)
+PROMPT = "a red circle moving left on a striped background"
+DEEP_LAYERS = 24
+DEEP_STEPS = 12
+
+
+def measure(repeats: int) -> dict[str, float]:
+    """The figures of ``python -m studies.bench overhead``: ratios to the ideal speed-up, and a skipped row's cost."""
+    pipe = models.load_pipeline()
+    reference = _compare(pipe, models.CALL, repeats)
+    config = {**pipe.transformer.config, "num_layers": DEEP_LAYERS}
+    torch.manual_seed(0)
+    pipe.transformer = SkyReelsV2Transformer3DModel.from_config(config).eval()
+    deep = _compare(pipe, models.CALL | {"num_inference_steps": DEEP_STEPS, "ar_step": 2}, repeats)
+    return {
+        "reference_ratio": reference["ratio"],
+        "deep_ratio": deep["ratio"],
+        "skipped_row_ms": reference["skipped_row_ms"],
+        "reference_speedup": reference["speedup"],
+        "reference_ideal_speedup": reference["ideal_speedup"],
+        "deep_speedup": deep["speedup"],
+        "deep_ideal_speedup": deep["ideal_speedup"],
+    }
+
+
+@torch.no_grad()
+def _compare(pipe: Any, call: dict[str, Any], repeats: int) -> dict[str, float]:
+    rows: list[float] = []
+
+    def generate() -> None:
+        pipe(PROMPT, output_type="latent", generator=torch.Generator().manual_seed(0), **call)
+
+    def skip() -> list[str]:
+        with run_policy(pipe, POLICY) as scope, _timed_rows(scope._attachment, rows):
+            generate()
+        return scope.report.modes
+
+    modes = skip()
+    sizes = [sum(letter in "RK" for letter in row) for row in modes]
+    guided = 2 if call["guidance_scale"] > 1 else 1
+    forward = _stock_forward(pipe, call)
+    blocks = len(modes[0])
+
+    def evaluate(counts: list[int]) -> Callable[[], None]:
+        def run() -> None:
+            for count in counts:
+                for _ in range(guided if count else 0):
+                    forward(count)
+
+        return run
+
+    rows.clear()
+    seconds = interleaved(
+        {
+            "stock": generate,
+            "scope": skip,
+            "stock blocks": evaluate([blocks] * len(sizes)),
+            "evaluated blocks": evaluate(sizes),
+        },
+        repeats,
+    )
+    ideal = seconds["stock"] - seconds["stock blocks"] + seconds["evaluated blocks"]
+    skipped = [row for i, row in enumerate(rows) if sizes[i % len(sizes)] == 0]
+    return {
+        "speedup": seconds["stock"] / seconds["scope"],
+        "ideal_speedup": seconds["stock"] / ideal,
+        "ratio": ideal / seconds["scope"],
+        "skipped_row_ms": 1000 * sum(skipped) / len(skipped),
+    }
+
+
+def _stock_forward(pipe: Any, call: dict[str, Any]) -> Callable[[int], Any]:
+    """Runs the stock transformer on a number of blocks of noise."""
+    frames = call["causal_block_size"]
+    size = call["height"] // pipe.vae_scale_factor_spatial
+    pipe.transformer._set_ar_attention(frames)
+    text = torch.randn(1, call["max_sequence_length"], pipe.transformer.config.text_dim)
+
+    def forward(blocks: int) -> Any:
+        return pipe.transformer(
+            hidden_states=torch.randn(1, pipe.transformer.config.in_channels, blocks * frames, size, size),
+            timestep=torch.full((1, blocks * frames), 500),
+            encoder_hidden_states=text,
+            enable_diffusion_forcing=True,
+            return_dict=False,
+        )
+
+    return forward
+
+
+class _timed_rows:  # noqa: N801 - reads as the context manager that it is
+    """Adds up what the runtime spends on each row, over its guidance branches."""
+
+    def __init__(self, attachment: Any, rows: list[float]) -> None:
+        self.attachment, self.rows = attachment, rows
+
+    def __enter__(self) -> None:
+        answer, rows = self.attachment.answer, self.rows
+
+        def timed(branch: str, *args: Any) -> Any:
+            start = time.perf_counter()
+            result = answer(branch, *args)
+            spent = time.perf_counter() - start
+            if branch == "cond":
+                rows.append(spent)
+            else:
+                rows[-1] += spent
+            return result
+
+        self.attachment.answer = timed
+
+    def __exit__(self, *_: object) -> None:
+        del self.attachment.answer

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import errno
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import sqlalchemy.exc
+from sqlalchemy import create_engine, text
+from typer.testing import Result
+
+import calibrate.files
+from calibrate.search import Search
+from scope_runtime import Profile, apply_scope
+from tests.calibrate.conftest import Workplace
+from tests.tiny import latents, save_tiny_pipeline, tiny_pipeline
+
+Make = Callable[..., Workplace]
+
+
+def _assert_refused(result: Result, *fragments: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    *progress, last = result.stderr.splitlines()
+    assert last.startswith("Error: ")
+    assert "Traceback" not in result.stderr
+    assert all(line.startswith("Loading the pipeline") for line in progress)
+    for fragment in fragments:
+        assert fragment in result.stderr
+
+
+def test_no_arguments_show_help(finished: Workplace) -> None:
+    result = finished.scope()
+    assert "verify" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_run_ends_with_a_profile_that_the_runtime_takes(finished: Workplace) -> None:
+    profile = Profile.load(finished.folder / "profiles/tiny.json")
+    pipe = tiny_pipeline()
+    with apply_scope(pipe, profile, on_mismatch="raise") as scope:
+        latents(pipe)
+    assert scope.report.speedup_evaluations == pytest.approx(profile.evidence["speedup_evaluations"])
+    assert profile.evidence["exact"]["max_abs_diff"] <= 1e-4
+    assert profile.evidence["n"] == len(profile.evidence["cases"]) == 2
+    assert profile.evidence["worst_prompt"]["psnr_db"] == profile.evidence["psnr_worst_prompt_db"]
+    assert {case["prompt"] for case in profile.evidence["cases"]} == {
+        "a green circle moving up",
+        "a green square moving down",
+    }
+
+
+def test_beside_the_profile_lie_a_clip_and_a_plot(finished: Workplace) -> None:
+    with av.open(str(finished.folder / "profiles/tiny.mp4")) as clip:
+        stream = clip.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in clip.decode(stream)]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+    assert len(frames) == 33
+    assert frames[0].shape[1] > 3 * 200
+    content = (finished.folder / "profiles/tiny.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    assert (finished.folder / "profiles/tiny-front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_status_and_front_tell_what_was_measured(finished: Workplace) -> None:
+    status = json.loads(finished.scope("status", "study.yaml", "--json").stdout)
+    assert status["candidates"] == 5
+    assert status["generations"]["candidate"] == 10
+    assert status["trials"]["running"] == 0
+    assert len(status["profiles"]) == 1
+    front = json.loads(finished.scope("front", "study.yaml", "--json").stdout)
+    speeds = [entry["speedup_evaluations"] for entry in front if entry["feasible"]]
+    assert speeds == sorted(speeds, reverse=True)
+    assert status["best"]["speedup_evaluations"] == speeds[0]
+    assert "5 of 5" in finished.scope("status", "study.yaml").stdout
+    assert "met" in finished.scope("front", "study.yaml").stdout
+
+
+def test_every_generation_is_recorded_with_its_environment(finished: Workplace) -> None:
+    engine = create_engine(f"sqlite:///{finished.folder / 'runs/tiny.db'}")
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT * FROM scope_generation")).mappings().all()
+        environments = connection.execute(text("SELECT * FROM scope_environment")).mappings().all()
+    assert len(rows) == 2 * 2 + 5 * 2 + 2 * 3
+    for row in rows:
+        assert row["state"] == "complete"
+        assert row["seconds_denoise"] > 0
+        assert row["evaluations"] <= row["stock_evaluations"]
+        assert row["stock_seconds_denoise"] > 0
+        assert json.loads(row["settings"])["num_inference_steps"] == 8
+    assert len(environments) == 1
+    assert json.loads(environments[0]["versions"])["torch"]
+
+
+def test_verify_measures_again_and_prints_what_the_evidence_holds(finished: Workplace) -> None:
+    result = finished.scope("verify", "profiles/tiny.json", "--json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert set(figures) == {
+        "speedup_evaluations",
+        "speedup_denoise",
+        "speedup_end_to_end",
+        "psnr_db",
+        "psnr_worst_prompt_db",
+        "psnr_worst_frame_db",
+        "ssim",
+        "n",
+        "exact",
+        "temporal_psnr_db",
+        "flicker",
+        "motion_error_px",
+        "worst_prompt",
+    }
+    assert set(figures["exact"]) == {"speedup_denoise", "max_abs_diff"}
+    evidence = Profile.load(finished.folder / "profiles/tiny.json").evidence
+    for name in ("speedup_evaluations", "psnr_db", "psnr_worst_frame_db", "ssim", "n"):
+        assert figures[name] == pytest.approx(evidence[name], rel=1e-4)
+
+
+def test_verify_takes_another_folder_and_refuses_another_model(finished: Workplace, tmp_path: Path) -> None:
+    same, other = save_tiny_pipeline(tmp_path / "same"), save_tiny_pipeline(tmp_path / "other", seed=1)
+    assert finished.scope("verify", "profiles/tiny.json", "study.yaml", "--model", str(same)).exit_code == 0
+    _assert_refused(
+        finished.scope("verify", "profiles/tiny.json", "--model", str(other), "--json"), "model.weights", "calibrate"
+    )
+
+
+def test_export_by_another_rule(finished: Workplace, make_workplace: Make) -> None:
+    result = finished.scope(
+        "export", "study.yaml", "--rule", "best-quality", "--min-speedup", "1.01", "--output", "best.json", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    exported = json.loads(result.stdout)
+    best = Profile.load(finished.folder / "best.json")
+    assert exported["profile"] == "best.json"
+    assert best.provenance["rule"] == "best-quality"
+    fastest = Profile.load(finished.folder / "profiles/tiny.json").evidence
+    assert best.evidence["search"]["psnr_db"] >= fastest["search"]["psnr_db"]
+    _assert_refused(
+        finished.scope("export", "study.yaml", "--min-speedup", "90", "--output", "fast.json"), "export.min_speedup"
+    )
+    _assert_refused(finished.scope("export", "study.yaml", "--rule", "best-quality"), "export", "needs min_speedup")
+    _assert_refused(finished.scope("export", "study.yaml", "--rule", "loudest"), "export: rule", "knee")
+    assert not (finished.folder / "fast.json").exists()
+
+
+def test_nothing_that_is_kept_names_a_folder_of_the_machine(finished: Workplace) -> None:
+    assert str(finished.folder) not in (finished.folder / "profiles/tiny.json").read_text()
+
+
+@pytest.mark.parametrize("command", [["run"], ["status"], ["front"], ["export"]])
+def test_a_missing_study_is_one_sentence(finished: Workplace, command: list[str]) -> None:
+    _assert_refused(finished.scope(*command, "nowhere.yaml"), "nowhere.yaml", "check the path")
+
+
+@pytest.mark.parametrize("command", ["status", "front", "export"])
+def test_a_study_that_was_not_started_is_one_sentence(make_workplace: Make, command: str) -> None:
+    workplace = make_workplace()
+    _assert_refused(workplace.scope(command, "study.yaml", "--json"), "scope-calibrate run")
+    assert sorted(path.name for path in workplace.folder.iterdir()) == ["pipe", "study.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "field"),
+    [
+        (lambda text: text[: len(text) // 2], "not complete JSON"),
+        (lambda text: text.replace('"max_skip"', '"max_skips"'), "policy.max_skip"),
+        (lambda text: _with_policy(text, cache_threshold=math.nan), "NaN"),
+        (lambda text: _with_policy(text, cache_threshold=-0.5), "policy.cache_threshold"),
+        (lambda text: json.dumps(json.loads(text) | {"provenance": {}}), "provenance.verify"),
+        (lambda text: text.replace('"height": 16', '"height": 32', 1), "height is 16, calibrated for 32"),
+    ],
+)
+def test_a_damaged_profile_is_one_sentence(
+    finished: Workplace, tmp_path: Path, edit: Callable[[str], str], field: str
+) -> None:
+    original = finished.folder / "profiles/tiny.json"
+    damaged = finished.folder / "profiles/damaged.json"
+    damaged.write_text(edit(original.read_text()))
+    _assert_refused(finished.scope("verify", "profiles/damaged.json", "--json"), field)
+
+
+def test_a_missing_profile_or_pipeline_is_one_sentence(finished: Workplace) -> None:
+    _assert_refused(finished.scope("verify", "nowhere.json"), "nowhere.json")
+    _assert_refused(finished.scope("verify", "profiles/tiny.json", "--model", "nowhere"), "model.path", "nowhere")
+
+
+def test_an_unreachable_database_is_one_sentence_without_its_password(make_workplace: Make) -> None:
+    workplace = make_workplace(storage="postgresql+psycopg://anna:hunter2@127.0.0.1:1/scope")
+    result = workplace.scope("run", "study.yaml", "--json")
+    _assert_refused(result, "storage", "cannot be reached", "anna:***@")
+    assert "hunter2" not in result.output
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
+    make_workplace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    workplace = make_workplace(name="full")
+    monkeypatch.setattr(calibrate.files.os, "fsync", full)
+    result = workplace.scope("run", "study.yaml")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("Error: The disk is full")
+    assert list((workplace.folder / "runs/full").iterdir()) == []
+
+
+def test_settings_of_a_started_study_cannot_change(finished: Workplace) -> None:
+    changed = finished.folder / "changed.yaml"
+    changed.write_text(finished.study.read_text().replace("guidance_scale: 3.0", "guidance_scale: 5.0"))
+    result = finished.scope("run", "changed.yaml")
+    assert result.exit_code == 2
+    assert "generation: study 'tiny' was started with another value" in result.stderr
+
+
+def test_floors_out_of_reach_are_answered_with_how_close_it_came(make_workplace: Make) -> None:
+    workplace = make_workplace(
+        floors={"psnr_db": 99.0, "psnr_worst_prompt_db": None}, budget={"trials": 2}, name="proud"
+    )
+    result = workplace.scope("run", "study.yaml")
+    assert result.exit_code == 2
+    assert "Error: floors: " in result.stderr
+    assert "budget.trials" in result.stderr
+    assert not (workplace.folder / "profiles").exists()
+    status = json.loads(workplace.scope("status", "study.yaml", "--json").stdout)
+    assert status["candidates"] == 2
+    assert status["feasible"] == 0
+
+
+def test_a_hopeless_candidate_is_stopped_after_its_first_prompt(make_workplace: Make) -> None:
+    workplace = make_workplace(
+        floors={"psnr_db": 99.0, "psnr_worst_prompt_db": 99.0}, budget={"trials": 2}, name="strict"
+    )
+    workplace.scope("run", "study.yaml")
+    status = json.loads(workplace.scope("status", "study.yaml", "--json").stdout)
+    assert status["generations"]["candidate"] == 2
+    front = json.loads(workplace.scope("front", "study.yaml", "--json").stdout)
+    assert front[0]["stopped"].startswith("stopped early")
+
+
+def test_a_failing_candidate_is_recorded_and_the_study_goes_on(
+    make_workplace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workplace = make_workplace(budget={"trials": 3}, name="patchy")
+    real, calls = Search._measure, []
+
+    def sometimes(search: Search, trial: int, policy: Any) -> Any:
+        calls.append(trial)
+        if len(calls) == 1:
+            monkeypatch.setattr("calibrate.search.run_policy", _out_of_memory)
+            try:
+                return real(search, trial, policy)
+            finally:
+                monkeypatch.undo()
+        return real(search, trial, policy)
+
+    with pytest.MonkeyPatch.context() as outer:
+        outer.setattr(Search, "_measure", sometimes)
+        result = workplace.scope("run", "study.yaml")
+    assert result.exit_code == 0, result.output
+    assert "out of memory" in result.stderr
+    status = json.loads(workplace.scope("status", "study.yaml", "--json").stdout)
+    assert status["trials"]["fail"] == 1
+    assert status["trials"]["complete"] == 2
+    assert status["generations"]["failed"] == 1
+
+
+def test_ctrl_c_says_how_to_continue(make_workplace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    workplace = make_workplace(budget={"trials": 3}, name="stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_measure", _interrupt)
+        result = workplace.scope("run", "study.yaml")
+    assert result.exit_code == 130
+    assert "continue with `scope-calibrate run study.yaml`" in result.stderr
+    assert workplace.scope("run", "study.yaml").exit_code == 0
+    status = json.loads(workplace.scope("status", "study.yaml", "--json").stdout)
+    assert status["candidates"] == 3
+
+
+def test_a_database_that_goes_away_is_one_sentence(make_workplace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any) -> None:
+        raise sqlalchemy.exc.OperationalError("SELECT", {}, OSError("hunter2"))
+
+    workplace = make_workplace(name="gone")
+    monkeypatch.setattr(Search, "_measure", gone)
+    result = workplace.scope("run", "study.yaml")
+    assert result.exit_code == 2
+    assert "storage: the database cannot be reached" in result.stderr
+    assert "hunter2" not in result.stderr
+
+
+def _with_policy(profile: str, **changes: float) -> str:
+    data = json.loads(profile)
+    data["policy"] |= changes
+    return json.dumps(data)
+
+
+def _out_of_memory(*_: Any) -> Any:
+    raise RuntimeError("out of memory")
+
+
+def _interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
