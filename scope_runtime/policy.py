@@ -44,6 +44,9 @@ class Policy:
             fresh context only. ``"step"``: one mode for the whole row, the most expensive that any block asks for.
             ``"block"``: only the blocks that ask, which then see stale K/V of the others: quality collapses; it is
             here for comparison.
+        stale_tolerance: Relaxes ``"prefix"``: an earlier active block whose accumulated change is at most this keeps its
+            own mode, and the recomputed block sees its K/V of the older row. None is strict. It makes warm-up cheap:
+            a block that starts does not drag all others along in each of its first rows.
         indicator: ``"noise-level"`` (drop of sigma since the previous row; no tensor work) or ``"modulated-input"``
             (relative L1 change of the first transformer block's input after timestep modulation).
         change_map: Map from the indicator to expected output change; None takes the indicator as it is.
@@ -73,6 +76,7 @@ class Policy:
     """
 
     granularity: str = "prefix"
+    stale_tolerance: float | None = None
     indicator: str = NOISE_LEVEL
     change_map: ChangeMap | None = None
     cache_threshold: float = 0.0
@@ -93,6 +97,7 @@ class Policy:
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
         where = "policy"
         _check.choice(data, "granularity", where, GRANULARITIES)
+        _check.number(data, "stale_tolerance", where, minimum=0, optional=True)
         _check.choice(data, "indicator", where, INDICATORS)
         if self.change_map is not None and not isinstance(self.change_map, ChangeMap):
             raise ProfileError("policy.change_map", "must be a ChangeMap or None")
@@ -268,7 +273,12 @@ class Decider:
         if self.granularity == "step":
             return dict.fromkeys(modes, max(modes.values()))
         last = max((b for b, mode in modes.items() if mode is Mode.RECOMPUTE), default=-1)
-        return {b: Mode.RECOMPUTE if b <= last else mode for b, mode in modes.items()}
+        return {b: Mode.RECOMPUTE if b <= last and not self._bears_staleness(b) else mode for b, mode in modes.items()}
+
+    def _bears_staleness(self, block: int) -> bool:
+        """Whether later blocks may see the block's K/V of its last recompute."""
+        tolerance = self.policy.stale_tolerance
+        return tolerance is not None and self._accumulated[block] <= tolerance
 
 
 def _check_plan_fits(plan: tuple[str, ...], schedule: Schedule) -> None:
@@ -293,7 +303,9 @@ def needs_stale_context(policy: Policy, schedule: Schedule) -> bool:
     if not schedule.causal:
         return False
     if policy.plan is None:
-        return policy.granularity == "block"
+        return policy.granularity == "block" or (
+            policy.granularity == "prefix" and policy.stale_tolerance is not None
+        )
     return any({"P", "C"} & set(row[: row.rindex("R")]) for row in policy.plan if "R" in row)
 
 

@@ -104,6 +104,15 @@ def test_prefix_leaves_later_blocks_their_own_mode() -> None:
     assert modes == {0: R, 1: R, 2: P}
 
 
+def test_a_stale_tolerance_spares_earlier_blocks_a_later_ones_warmup() -> None:
+    # Each row changes a block by 0.1: one row of staleness is borne, two are not.
+    strict = run(Policy(warmup=4, max_skip=9), staggered())
+    tolerant = run(Policy(warmup=4, max_skip=9, stale_tolerance=0.15), staggered())
+    assert (of_block(strict, 0), of_block(strict, 2)) == ("RRRRRRRRPP", "RRRRPPPPPP")
+    assert (of_block(tolerant, 0), of_block(tolerant, 2)) == ("RRRRPRPRPP", "RRRRPPPPPP")
+    assert needs_stale_context(Policy(stale_tolerance=0.0), staggered())
+
+
 def test_step_gives_one_mode_to_the_row() -> None:
     modes = run(Policy(granularity="step", warmup=2, max_skip=3, cache_threshold=0.15), staggered())
     assert all(len(set(row.values())) == 1 for row in modes)
@@ -138,6 +147,7 @@ def test_distrusted_history_is_recomputed_and_counted() -> None:
     ("field", "value"),
     [
         ("granularity", "frame"),
+        ("stale_tolerance", -0.5),
         ("error_budget", -1),
         ("error_growth", None),
         ("context_window", 0),
