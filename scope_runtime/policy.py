@@ -44,9 +44,9 @@ class Policy:
             fresh context only. ``"step"``: one mode for the whole row, the most expensive that any block asks for.
             ``"block"``: only the blocks that ask, which then see stale K/V of the others: quality collapses; it is
             here for comparison.
-        stale_tolerance: Relaxes ``"prefix"``: an earlier active block whose accumulated change is at most this keeps its
-            own mode, and the recomputed block sees its K/V of the older row. None is strict. It makes warm-up cheap:
-            a block that starts does not drag all others along in each of its first rows.
+        stale_tolerance: Relaxes ``"prefix"``: an earlier active block whose accumulated change is at most this keeps
+            its own mode, and the recomputed block sees its K/V of the older row. None is strict. It makes warm-up
+            cheap: a block that starts does not drag all others along in each of its first rows.
         indicator: ``"noise-level"`` (drop of sigma since the previous row; no tensor work) or ``"modulated-input"``
             (relative L1 change of the first transformer block's input after timestep modulation).
         change_map: Map from the indicator to expected output change; None takes the indicator as it is.
@@ -303,9 +303,7 @@ def needs_stale_context(policy: Policy, schedule: Schedule) -> bool:
     if not schedule.causal:
         return False
     if policy.plan is None:
-        return policy.granularity == "block" or (
-            policy.granularity == "prefix" and policy.stale_tolerance is not None
-        )
+        return policy.granularity == "block" or (policy.granularity == "prefix" and policy.stale_tolerance is not None)
     return any({"P", "C"} & set(row[: row.rindex("R")]) for row in policy.plan if "R" in row)
 
 

@@ -1,0 +1,332 @@
+"""A synthetic world of moving shapes with captions and ground truth.
+
+A scene is one or two saturated, antialiased shapes that move over a textured, nearly grey background and bounce off
+the borders. Its caption says everything that the pixels can be checked against: the colours, the shapes, the initial
+direction, the speed and the kind of background. `measure` reads colours and directions back from pixels alone.
+
+Frames are float32 in [-1, 1], shaped [frames, height, width, 3]. Positions and lengths are in pixels of a 64 x 64
+frame, speeds in pixels per frame; other sizes scale with the frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frames = NDArray[np.float32]
+Split = Literal["train", "held_out", "any"]
+
+SIZE = 64
+FRAMES = 97
+FPS = 24
+
+# Decoding clamps to [-1, 1]; colours stay inside +-0.9 so that the clamp never hides an error of the decoder.
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.85, -0.75, -0.75),
+    "green": (-0.75, 0.75, -0.75),
+    "blue": (-0.75, -0.65, 0.85),
+    "yellow": (0.85, 0.75, -0.75),
+    "magenta": (0.85, -0.75, 0.80),
+    "cyan": (-0.75, 0.75, 0.80),
+}
+SHAPES = ("circle", "square", "triangle")
+DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+SPEEDS: dict[str, float] = {"slowly": 0.45, "": 0.8, "quickly": 1.2}
+BACKGROUNDS = ("striped", "checkered", "dotted", "smooth")
+
+TWO_OBJECTS_PROBABILITY = 0.35
+# The captioned direction holds for this many frames before the first bounce.
+STEADY_FRAMES = 33
+
+# `measure`: the objects' channel range is at least 1.5, the backgrounds' at most 0.3.
+_SATURATION_THRESHOLD = 0.75
+_MIN_AREA = 30.0
+_MIN_TRAVEL = 3.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One moving object; `x` and `y` are its centre in frame 0, in pixels, `rgb` its colour with the scene's jitter."""
+
+    colour: str
+    shape: str
+    radius: float
+    x: float
+    y: float
+    rgb: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Background:
+    """A static, low-saturation texture. `rgb` is its mean, `contrast` its half range, `period` is in pixels."""
+
+    kind: str
+    rgb: tuple[float, float, float]
+    contrast: float
+    period: float
+    angle: float
+    phase_x: float
+    phase_y: float
+
+
+@dataclass(frozen=True)
+class SceneSpec:
+    """What a caption says: (colour, shape) pairs, direction, speed word ("" for none) and kind of background."""
+
+    objects: tuple[tuple[str, str], ...]
+    direction: str
+    speed: str
+    background: str
+
+    @property
+    def caption(self) -> str:
+        """The caption that says this."""
+        subject = " and ".join(f"a {colour} {shape}" for colour, shape in self.objects)
+        motion = " ".join(word for word in ("moving", self.direction, self.speed) if word)
+        return f"{subject} {motion} on a {self.background} background"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the combination is kept out of training: one of its (colour, shape, direction) triples is."""
+        return any(is_held_out(colour, shape, self.direction) for colour, shape in self.objects)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene in full: what its caption says, and everything that the caption leaves to chance."""
+
+    spec: SceneSpec
+    objects: tuple[Shape, ...]
+    background: Background
+
+    @property
+    def caption(self) -> str:
+        """The scene's caption."""
+        return self.spec.caption
+
+
+@dataclass(frozen=True)
+class Track:
+    """An object found in pixels: its colour, initial direction (None when it hardly moves) and mean area in pixels."""
+
+    colour: str
+    direction: str | None
+    area: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a clip shows exactly the captioned colours, and all of them moving in the captioned direction."""
+
+    colours: bool
+    direction: bool
+
+
+def is_held_out(colour: str, shape: str, direction: str) -> bool:
+    """One triple in six is never trained on: for every shape and direction one colour, each colour equally often."""
+    offset = 2 * SHAPES.index(shape) + list(DIRECTIONS).index(direction)
+    return list(COLOURS).index(colour) == offset % len(COLOURS)
+
+
+def vocabulary() -> list[str]:
+    """Every word a caption can contain, in a fixed order."""
+    words = ["a", "and", "moving", "on", "background", *COLOURS, *SHAPES, *DIRECTIONS, *SPEEDS, *BACKGROUNDS]
+    return [word for word in words if word]
+
+
+def parse_caption(caption: str) -> SceneSpec:
+    """Read a caption of the grammar back into what it says.
+
+    Raises:
+        ValueError: if `caption` is not exactly one that this world produces.
+    """
+    words = caption.split()
+    colours = [word for word in words if word in COLOURS]
+    shapes = [word for word in words if word in SHAPES]
+    directions = [word for word in words if word in DIRECTIONS]
+    backgrounds = [word for word in words if word in BACKGROUNDS]
+    speed = next((word for word in words if word and word in SPEEDS), "")
+    if colours and len(colours) == len(shapes) and directions and backgrounds:
+        spec = SceneSpec(tuple(zip(colours, shapes, strict=True)), directions[0], speed, backgrounds[0])
+        if spec.caption == caption:
+            return spec
+    raise ValueError(f"not a caption of the synthetic world: {caption!r}")
+
+
+def sample_spec(rng: np.random.Generator, split: Split = "any") -> SceneSpec:
+    """Draw what a caption says, from the combinations of `split`; two objects always differ in colour."""
+    while True:
+        count = 2 if rng.random() < TWO_OBJECTS_PROBABILITY else 1
+        colours = rng.choice(list(COLOURS), size=count, replace=False)
+        shapes = rng.choice(SHAPES, size=count)
+        spec = SceneSpec(
+            tuple((str(colour), str(shape)) for colour, shape in zip(colours, shapes, strict=True)),
+            direction=str(rng.choice(list(DIRECTIONS))),
+            speed=str(rng.choice(list(SPEEDS))),
+            background=str(rng.choice(BACKGROUNDS)),
+        )
+        if split == "any" or spec.held_out == (split == "held_out"):
+            return spec
+
+
+def sample_scene(rng: np.random.Generator, split: Split = "any") -> Scene:
+    """Draw a scene from the combinations of `split`."""
+    spec = sample_spec(rng, split)
+    return Scene(spec, _sample_objects(rng, spec), _sample_background(rng, spec.background))
+
+
+def held_out_prompts(count: int, seed: int = 0) -> list[str]:
+    """`count` different captions whose combination was never trained on; the same for the same seed."""
+    rng = np.random.default_rng([seed, 0x5C09E])
+    prompts: dict[str, None] = {}
+    while len(prompts) < count:
+        prompts[sample_spec(rng, "held_out").caption] = None
+    return list(prompts)
+
+
+def render(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Frames:
+    """Render a scene.
+
+    Returns:
+        Float32 frames [frames, size, size, 3] in [-1, 1].
+    """
+    scale = size / SIZE
+    # Pixel centres, in the units of the 64-pixel world.
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / scale
+    x, y = axis[None, None, :], axis[None, :, None]
+    out = np.repeat(_render_background(scene.background, x[0], y[0])[None], frames, axis=0)
+    for shape, path in zip(scene.objects, _paths(scene, frames), strict=True):
+        distance = _signed_distance(shape, x - path[:, 0, None, None], y - path[:, 1, None, None])
+        cover = np.clip(0.5 - distance * scale, 0.0, 1.0)[..., None]
+        out += cover * (np.asarray(shape.rgb, dtype=np.float32) - out)
+    return out.astype(np.float32)
+
+
+def measure(frames: Frames) -> tuple[Track, ...]:
+    """Find the objects in pixels: colour by segmentation, initial direction by the centroid's course.
+
+    Only the first third of the clip counts, for which a caption's direction holds.
+
+    Args:
+        frames: float frames [frames, height, width, 3] in [-1, 1], at least 12 of them.
+
+    Returns:
+        One track per colour seen, the largest first.
+    """
+    steady = frames[: max(2, round(len(frames) * STEADY_FRAMES / FRAMES))]
+    to_world = SIZE / steady.shape[2]
+    palette = np.asarray(list(COLOURS.values()), dtype=np.float32)
+    nearest = np.square(steady[..., None, :] - palette).sum(-1).argmin(-1)
+    saturated = steady.max(-1) - steady.min(-1) > _SATURATION_THRESHOLD
+
+    tracks = []
+    for index, colour in enumerate(COLOURS):
+        mask = saturated & (nearest == index)
+        area = mask.sum((1, 2)) * to_world**2
+        if area.mean() >= _MIN_AREA:
+            tracks.append(Track(colour, _initial_direction(mask, area, to_world), float(area.mean())))
+    return tuple(sorted(tracks, key=lambda track: -track.area))
+
+
+def judge(spec: SceneSpec, tracks: Sequence[Track]) -> Verdict:
+    """Compare measured tracks with what a caption says; with two objects both must be right."""
+    expected = {colour for colour, _ in spec.objects}
+    found = {track.colour: track.direction for track in tracks}
+    return Verdict(
+        colours=set(found) == expected,
+        direction=all(found.get(colour) == spec.direction for colour in expected),
+    )
+
+
+def _sample_objects(rng: np.random.Generator, spec: SceneSpec) -> tuple[Shape, ...]:
+    """Place the objects so that none bounces in the first third and none touches another at the start."""
+    velocity = SPEEDS[spec.speed] * np.asarray(DIRECTIONS[spec.direction], dtype=np.float64)
+    travel = velocity * STEADY_FRAMES
+    while True:
+        shapes = []
+        for colour, kind in spec.objects:
+            radius = rng.uniform(8.0, 10.5)
+            low = radius - np.minimum(travel, 0.0)
+            high = SIZE - radius - np.maximum(travel, 0.0)
+            x, y = rng.uniform(low, high)
+            rgb = np.asarray(COLOURS[colour]) + rng.uniform(-0.05, 0.05, size=3)
+            shapes.append(Shape(colour, kind, radius, x, y, (float(rgb[0]), float(rgb[1]), float(rgb[2]))))
+        first, last = shapes[0], shapes[-1]
+        if first is last or np.hypot(first.x - last.x, first.y - last.y) > first.radius + last.radius:
+            return tuple(shapes)
+
+
+def _sample_background(rng: np.random.Generator, kind: str) -> Background:
+    rgb = rng.uniform(-0.5, 0.5) + rng.uniform(-0.1, 0.1, size=3)
+    return Background(
+        kind=kind,
+        rgb=(float(rgb[0]), float(rgb[1]), float(rgb[2])),
+        contrast=float(rng.uniform(0.12, 0.25)),
+        period=float(rng.uniform(10.0, 18.0)),
+        angle=float(rng.uniform(0.0, np.pi)),
+        phase_x=float(rng.uniform(0.0, 1.0)),
+        phase_y=float(rng.uniform(0.0, 1.0)),
+    )
+
+
+def _render_background(background: Background, x: Frames, y: Frames) -> Frames:
+    """The texture as [height, width, 3]: its mean colour plus a pattern in [-contrast, contrast]."""
+    cos, sin = np.cos(background.angle), np.sin(background.angle)
+    u = 2 * np.pi * ((x * cos + y * sin) / background.period + background.phase_x)
+    v = 2 * np.pi * ((y * cos - x * sin) / background.period + background.phase_y)
+    # Steep sigmoids of waves give nearly two-valued patterns with soft edges.
+    if background.kind == "striped":
+        pattern = np.tanh(4.0 * np.sin(u))
+    elif background.kind == "checkered":
+        pattern = np.tanh(6.0 * np.sin(u) * np.sin(v))
+    elif background.kind == "dotted":
+        pattern = np.tanh(4.0 * (np.cos(u) + np.cos(v) - 0.8))
+    else:
+        pattern = ((x - SIZE / 2) * cos + (y - SIZE / 2) * sin) / (SIZE / 2) / (abs(cos) + abs(sin))
+    return (np.asarray(background.rgb) + background.contrast * pattern[..., None]).astype(np.float32)
+
+
+def _paths(scene: Scene, frames: int) -> list[NDArray[np.float32]]:
+    """Centres [frames, 2] of every object, reflected at the borders so that no part leaves the frame."""
+    velocity = SPEEDS[scene.spec.speed] * np.asarray(DIRECTIONS[scene.spec.direction], dtype=np.float64)
+    time = np.arange(frames, dtype=np.float64)[:, None]
+    paths = []
+    for shape in scene.objects:
+        span = SIZE - 2 * shape.radius
+        unfolded = (np.asarray([shape.x, shape.y]) - shape.radius + velocity * time) % (2 * span)
+        paths.append((shape.radius + np.minimum(unfolded, 2 * span - unfolded)).astype(np.float32))
+    return paths
+
+
+def _signed_distance(shape: Shape, dx: Frames, dy: Frames) -> Frames:
+    """Signed distance to the shape's outline, negative inside; every shape fits into its radius's square."""
+    r = shape.radius
+    if shape.shape == "circle":
+        distance = np.hypot(dx, dy) - r
+    elif shape.shape == "square":
+        distance = np.maximum(np.abs(dx), np.abs(dy)) - 0.88 * r
+    else:
+        # An isosceles triangle, apex up: from the middle of the top side of a square of side 2r to its bottom corners.
+        distance = np.maximum((2 * np.abs(dx) - dy - r) / np.sqrt(5.0), dy - r)
+    return distance.astype(np.float32)
+
+
+def _initial_direction(mask: NDArray[np.bool_], area: NDArray[np.float64], to_world: float) -> str | None:
+    """The direction in which a colour's centroid travels between the first and the last frames that show it."""
+    shown = np.flatnonzero(area >= _MIN_AREA / 3)
+    if len(shown) < 2:
+        return None
+    ends = []
+    for index in (shown[0], shown[-1]):
+        rows, columns = np.nonzero(mask[index])
+        ends.append((columns.mean(), rows.mean()))
+    dx, dy = (float(end - start) * to_world for start, end in zip(*ends, strict=True))
+    if max(abs(dx), abs(dy)) < _MIN_TRAVEL:
+        return None
+    if abs(dx) > abs(dy):
+        return "right" if dx > 0 else "left"
+    return "down" if dy > 0 else "up"
