@@ -11,6 +11,8 @@
     python -m studies.reference.train export --run RUN
     python -m studies.reference.train plot
 
+To train the shipped weights further, begin with `start` and go on with `latents`, `transformer` and `export`.
+
 `RUN` is a folder for checkpoints, latents and loss curves. Every command goes on where an interrupted one stopped.
 """
 
@@ -52,6 +54,21 @@ def reduce(run: Path) -> None:
     reduction.save(run, reduced)
 
 
+def start(run: Path) -> None:
+    """Begin a run with the weights of the shipped pipeline, to train them further on freshly encoded latents."""
+    pipeline = models.load_pipeline()
+    parts = checkpoint.add_prefix(pipeline.transformer.state_dict(), "transformer")
+    parts |= checkpoint.add_prefix(pipeline.text_encoder.state_dict(), "text_encoder")
+    state = checkpoint.add_prefix(parts, "parts") | checkpoint.add_prefix(parts, "average")
+    checkpoint.save(run / "transformer.safetensors", state, 0)
+    joint_steps = sum(stage.steps for stage in train_vae.STAGES.values() if not stage.decoder_only)
+    checkpoint.save(run / "vae.safetensors", checkpoint.add_prefix(pipeline.vae.state_dict(), "vae"), joint_steps)
+    # The shipped VAE's latents are reduced already.
+    kept = models.LATENT_CHANNELS
+    scale = pipeline.vae.config.latents_std[0]
+    reduction.save(run, reduction.Reduction(torch.eye(kept), torch.zeros(kept), scale))
+
+
 def _reduce_transformer(run: Path, reduced: reduction.Reduction, std: torch.Tensor) -> None:
     """Start the transformer's training anew, at step 0, from its current weights on reduced latents."""
     path = run / "transformer.safetensors"
@@ -84,13 +101,16 @@ def plot(curves: Path) -> None:
     offset = 0
     for name, stage in train_vae.STAGES.items():
         rows = _read_curve(curves / f"vae_{name}.csv")
-        left.plot([offset + row["step"] for row in rows], [row["validation_psnr_db"] for row in rows], label=name)
+        left.plot([offset + row["step"] for row in rows], [row["validation_psnr_db"] for row in rows], "o-", label=name)
         offset += stage.steps
     left.set(xlabel="step", ylabel="PSNR of unseen 97-frame clips, dB", title="VAE")
     left.legend(title="stage")
-    rows = _read_curve(curves / "transformer.csv")
-    right.plot([row["step"] for row in rows], [row["loss"] for row in rows])
+    runs = {f"transformer_{models.TRAINED_CHANNELS}_channels": "before reduction", "transformer": "after reduction"}
+    for name, label in runs.items():
+        rows = _read_curve(curves / f"{name}.csv")
+        right.plot([row["step"] for row in rows], [row["loss"] for row in rows], label=label)
     right.set(xlabel="step", ylabel="flow-matching loss (mean of 25 steps)", yscale="log", title="Transformer")
+    right.legend(title="latent channels")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.savefig(curves / "training.png", dpi=110)
@@ -111,12 +131,13 @@ def main() -> None:
     vae.add_argument("--stage", choices=list(train_vae.STAGES), required=True)
     encode = commands.add_parser("latents", help="encode the transformer's data set")
     encode.add_argument("--shards", type=int, nargs=2, default=(0, 45), metavar=("FIRST", "END"))
+    shipped = commands.add_parser("start", help="begin a run with the shipped weights")
     reduced = commands.add_parser("reduce", help="take latent channels out of the VAE and the data set")
     transformer = commands.add_parser("transformer", help="train the transformer and the text encoder")
     transformer.add_argument("--stop", type=int, help="step at which to stop early")
     out = commands.add_parser("export", help="write the pipeline folder")
     out.add_argument("--out", type=Path, default=models.PIPELINE_DIR)
-    for command in (vae, encode, reduced, transformer, out):
+    for command in (vae, encode, shipped, reduced, transformer, out):
         command.add_argument("--run", type=Path, required=True, help="folder of the run")
     commands.add_parser("plot", help="draw the loss curves")
     arguments = parser.parse_args()
@@ -127,6 +148,8 @@ def main() -> None:
     elif arguments.command == "latents":
         first, end = arguments.shards
         latents.encode_shards(load_vae(arguments.run)[0], arguments.run / "latents", first, end, arguments.seed)
+    elif arguments.command == "start":
+        start(arguments.run)
     elif arguments.command == "reduce":
         reduce(arguments.run)
     elif arguments.command == "transformer":

@@ -46,12 +46,9 @@ def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 100, stop:
     torch.manual_seed(seed)
     tokenizer = models.build_tokenizer()
     data, tokens = _load_data(run, tokenizer)
-    parts = torch.nn.ModuleDict(
-        {
-            "transformer": models.build_transformer(data.shape[1]),
-            "text_encoder": models.build_text_encoder(len(tokenizer)),
-        }
-    )
+    transformer = models.build_transformer(data.shape[1])
+    text_encoder = models.build_text_encoder(len(tokenizer))
+    parts = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})
     average = copy.deepcopy(parts).requires_grad_(False)
     optimizer = build_optimizer(parts, recipe)
     path = run / "transformer.safetensors"
@@ -62,8 +59,8 @@ def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 100, stop:
         average.load_state_dict(checkpoint.with_prefix(tensors, "average"))
         checkpoint.restore_optimizer(optimizer, checkpoint.with_prefix(tensors, "optimizer"))
 
-    # A third of a step goes into small element-wise kernels; fusing them makes it 1.6 times faster on a CPU.
-    parts["transformer"].compile_repeated_blocks(fullgraph=True)
+    # A third of a step goes into small element-wise kernels; compiling fuses them.
+    transformer.compile_repeated_blocks(fullgraph=True)
 
     generator = torch.Generator().manual_seed(seed * 1_000_003 + first)
     last = min(recipe.steps, stop or recipe.steps)
