@@ -8,8 +8,6 @@ from typing import Any
 
 from scope_runtime.errors import ProfileError
 
-_REQUIRED = object()
-
 
 def _name(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
@@ -30,12 +28,10 @@ def reject_unknown(data: Any, known: Iterable[str], where: str) -> None:
             raise ProfileError(_name(where, str(key)), f"unknown field; known here: {', '.join(known)}")
 
 
-def _get(data: Mapping[str, Any], key: str, where: str, default: Any) -> Any:
-    if key in data:
-        return data[key]
-    if default is _REQUIRED:
+def _get(data: Mapping[str, Any], key: str, where: str) -> Any:
+    if key not in data:
         raise ProfileError(_name(where, key), "is missing")
-    return default
+    return data[key]
 
 
 def number(
@@ -46,10 +42,9 @@ def number(
     minimum: float = -math.inf,
     maximum: float = math.inf,
     optional: bool = False,
-    default: Any = _REQUIRED,
 ) -> Any:
     """A finite float within bounds (None passes when ``optional``)."""
-    value = _get(data, key, where, default)
+    value = _get(data, key, where)
     if value is None and optional:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -74,10 +69,9 @@ def integer(
     minimum: int,
     maximum: int = 2**31 - 1,
     optional: bool = False,
-    default: Any = _REQUIRED,
 ) -> Any:
     """A whole number within bounds (None passes when ``optional``)."""
-    value = _get(data, key, where, default)
+    value = _get(data, key, where)
     if value is None and optional:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
@@ -87,17 +81,17 @@ def integer(
     return value
 
 
-def string(data: Mapping[str, Any], key: str, where: str, default: Any = _REQUIRED) -> str:
+def string(data: Mapping[str, Any], key: str, where: str) -> str:
     """A string that is not empty."""
-    value = _get(data, key, where, default)
+    value = _get(data, key, where)
     if not isinstance(value, str) or not value:
         raise ProfileError(_name(where, key), f"must be a non-empty string, not {value!r}")
     return value
 
 
-def choice(data: Mapping[str, Any], key: str, where: str, options: tuple[str, ...], default: Any = _REQUIRED) -> str:
+def choice(data: Mapping[str, Any], key: str, where: str, options: tuple[str, ...]) -> str:
     """One of the given strings."""
-    value = _get(data, key, where, default)
+    value = _get(data, key, where)
     if value not in options or not isinstance(value, str):
         raise ProfileError(_name(where, key), f"must be one of {', '.join(options)}, not {value!r}")
     return value
@@ -105,7 +99,7 @@ def choice(data: Mapping[str, Any], key: str, where: str, options: tuple[str, ..
 
 def array_of_numbers(data: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
     """A list of finite floats."""
-    value = _get(data, key, where, _REQUIRED)
+    value = _get(data, key, where)
     if not isinstance(value, (list, tuple)):
         raise ProfileError(_name(where, key), f"must be a list of numbers, not {type(value).__name__}")
     items = {str(i): v for i, v in enumerate(value)}
