@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanUpBlock
+from torch.nn import functional
+
+from studies.reference import world
 
 
 def encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
@@ -48,6 +51,23 @@ def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     for block in decoder.up_blocks:
         x = _up_block(block, x)
     return decoder.conv_out(decoder.nonlinearity(decoder.norm_out(x)))
+
+
+def to_video(frames: world.Frames) -> torch.Tensor:
+    """Frames [frames, height, width, 3] as a video [1, 3, frames, height, width]."""
+    return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].contiguous()
+
+
+def shrink(video: torch.Tensor) -> torch.Tensor:
+    """Average squares of 4 x 4 pixels; of every fourth frame this gives the latents the encoder is trained to produce.
+
+    Args:
+        video: pixels [batch, 3, frames, height, width].
+
+    Returns:
+        Pixels [batch, 3, frames, height / 4, width / 4].
+    """
+    return functional.avg_pool3d(video, (1, 4, 4))
 
 
 def _up_block(block: WanUpBlock, x: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from studies.reference import models, train_vae, world
+from studies.reference import codec, models, world
 
 PSNR_CLIPS = 16
 PSNR_SEED = 9_000
@@ -69,7 +69,7 @@ def vae_psnr(vae: Any, clips: int = PSNR_CLIPS) -> float:
     values = []
     with torch.no_grad():
         for _ in range(clips):
-            clip = train_vae.to_video(world.render(world.sample_scene(rng, "held_out")))
+            clip = codec.to_video(world.render(world.sample_scene(rng, "held_out")))
             decoded = vae.decode(vae.encode(clip).latent_dist.mode()).sample
             values.append(10 * np.log10(4 / torch.mean((decoded - clip) ** 2).item()))
     return float(np.mean(values))

@@ -27,11 +27,13 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 PIPELINE_DIR = Path(__file__).parent / "pipeline"
 
 CAUSAL_BLOCK = 5
-# The VAE is trained with more channels than it ships with; `reduction` takes the least important ones out.
-TRAINED_CHANNELS = 8
-LATENT_CHANNELS = 5
+LATENT_CHANNELS = 3
 LATENT_FRAMES = 25
 LATENT_SIZE = 16
+# The standard deviation of the latents over training clips, one for all channels.
+LATENT_STD = 0.35
+# The posterior is narrow and the same everywhere: the VAE is trained like a deterministic autoencoder.
+POSTERIOR_LOG_VARIANCE = -10.0
 TEXT_DIM = 64
 TEXT_LENGTH = 32
 FLOW_SHIFT = 5.0
@@ -55,17 +57,17 @@ CALL: dict[str, Any] = {
 }
 
 
-def build_vae(channels: int = LATENT_CHANNELS, latents_std: float = 1.0) -> Any:
+def build_vae() -> Any:
     """A fresh `AutoencoderKLWan`: 4x in space, 4x in time, so 97 x 64 x 64 pixels become 25 x 16 x 16 latents."""
     vae = AutoencoderKLWan(
         base_dim=8,
-        z_dim=channels,
+        z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2, 4],
         num_res_blocks=1,
         attn_scales=[],
         temperal_downsample=[True, True],
-        latents_mean=[0.0] * channels,
-        latents_std=[latents_std] * channels,
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[LATENT_STD] * LATENT_CHANNELS,
         scale_factor_temporal=4,
         scale_factor_spatial=4,
     )
@@ -73,7 +75,7 @@ def build_vae(channels: int = LATENT_CHANNELS, latents_std: float = 1.0) -> Any:
     return vae
 
 
-def build_transformer(channels: int = LATENT_CHANNELS) -> Any:
+def build_transformer() -> Any:
     """A fresh `SkyReelsV2Transformer3DModel`: 16 tokens a latent frame, 400 tokens a clip.
 
     `proj_out` starts at zero, so that the first prediction is the mean velocity and early gradients stay small.
@@ -82,8 +84,8 @@ def build_transformer(channels: int = LATENT_CHANNELS) -> Any:
         patch_size=(1, 4, 4),
         num_attention_heads=6,
         attention_head_dim=32,
-        in_channels=channels,
-        out_channels=channels,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         text_dim=TEXT_DIM,
         freq_dim=128,
         ffn_dim=768,
@@ -179,7 +181,7 @@ def _initialise_vae(vae: AutoencoderKLWan) -> None:
 
     The default initialisation shrinks the signal in every convolution until the biases drown it, and training stays at
     grey images for long. Here kernels keep the variance and look at the current frame only, biases are zero, residual
-    branches add nothing and resampling in time copies frames. The posterior starts narrow, because noise as wide as an
+    branches add nothing and resampling in time copies frames. The posterior is narrow, because noise as wide as an
     untrained encoder's signal would hide it from the decoder.
     """
     for module in vae.modules():
@@ -200,4 +202,5 @@ def _initialise_vae(vae: AutoencoderKLWan) -> None:
             weight = module.time_conv.weight
             copies = weight.shape[0] // weight.shape[1]
             weight[:, :, -1] = torch.eye(weight.shape[1]).repeat(copies, 1)[..., None, None]
-    vae.quant_conv.bias[len(vae.quant_conv.bias) // 2 :] = -6.0
+    vae.quant_conv.weight[LATENT_CHANNELS:] = 0.0
+    vae.quant_conv.bias[LATENT_CHANNELS:] = POSTERIOR_LOG_VARIANCE

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from studies.reference import checkpoint, latents, models, reduction
+from studies.reference import checkpoint, latents, models
 from studies.reference.optim import MuonAdamW, split_parameters
 
 BLOCKS = models.LATENT_FRAMES // models.CAUSAL_BLOCK
@@ -26,32 +26,31 @@ BLOCKS = models.LATENT_FRAMES // models.CAUSAL_BLOCK
 class Recipe:
     """Hyperparameters: learning rates rise over `warm_up` steps and fall to zero over the last `decay` steps."""
 
-    steps: int = 2600
+    steps: int = 4200
+    clips: int = 4000
     batch: int = 6
-    adamw_lr: float = 3e-3
-    muon_lr: float = 8e-3
+    adamw_lr: float = 1.5e-3
+    muon_lr: float = 4e-3
     warm_up: int = 60
-    decay: int = 800
+    decay: int = 3000
     weight_decay: float = 0.01
     drop_caption: float = 0.1
     ema: float = 0.995
 
 
-def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 100, stop: int | None = None) -> None:
-    """Train on the latents in `run / "latents"`, going on from `run / "transformer.safetensors"`.
-
-    The data set may still grow: shards are looked for again at every checkpoint. `stop` ends the run early, at a step
-    of the recipe's plan.
-    """
+def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 100) -> None:
+    """Train on the data set `seed`, going on from `run / "transformer.safetensors"` where there is one."""
     torch.manual_seed(seed)
     tokenizer = models.build_tokenizer()
-    data, tokens = _load_data(run, tokenizer)
-    transformer = models.build_transformer(data.shape[1])
+    data, captions = latents.data_set(seed, recipe.clips)
+    tokens = tokenize(tokenizer, captions)
+    transformer = models.build_transformer()
     text_encoder = models.build_text_encoder(len(tokenizer))
     parts = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})
     average = copy.deepcopy(parts).requires_grad_(False)
     optimizer = build_optimizer(parts, recipe)
     path = run / "transformer.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     first = 0
     if path.exists():
         tensors, first = checkpoint.load(path)
@@ -63,15 +62,14 @@ def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 100, stop:
     transformer.compile_repeated_blocks(fullgraph=True)
 
     generator = torch.Generator().manual_seed(seed * 1_000_003 + first)
-    last = min(recipe.steps, stop or recipe.steps)
     empty = tokenize(tokenizer, [""])
     began = time.monotonic()
     losses: list[float] = []
     with (run / "transformer.csv").open("a", newline="") as file:
         writer = csv.writer(file)
         if first == 0:
-            writer.writerow(["step", "loss", "schedule", "clips", "seconds"])
-        for step in range(first, last):
+            writer.writerow(["step", "loss", "schedule", "seconds"])
+        for step in range(first, recipe.steps):
             factor = schedule(recipe, step)
             for group in optimizer.param_groups:
                 group["lr"] = factor * (recipe.muon_lr if group["muon"] else recipe.adamw_lr)
@@ -88,15 +86,14 @@ def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 100, stop:
             if (step + 1) % 25 == 0:
                 seconds = time.monotonic() - began
                 mean = float(np.mean(losses[-25:]))
-                writer.writerow([step + 1, f"{mean:.5f}", f"{factor:.3f}", len(data), f"{seconds:.1f}"])
+                writer.writerow([step + 1, f"{mean:.5f}", f"{factor:.3f}", f"{seconds:.1f}"])
                 file.flush()
-                print(f"{step + 1} loss {mean:.4f} {seconds:.0f} s", flush=True)
-            if (step + 1) % save_every == 0 or step + 1 == last:
+                print(f"{step + 1}/{recipe.steps} loss {mean:.4f} {seconds:.0f} s", flush=True)
+            if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
                 state = checkpoint.add_prefix(parts.state_dict(), "parts")
                 state |= checkpoint.add_prefix(average.state_dict(), "average")
                 state |= checkpoint.add_prefix(checkpoint.optimizer_tensors(optimizer), "optimizer")
                 checkpoint.save(path, state, step + 1)
-                data, tokens = _load_data(run, tokenizer)
 
 
 def flow_loss(
@@ -178,17 +175,6 @@ def load_average(run: Path) -> tuple[Any, Any, int]:
     transformer.load_state_dict(checkpoint.with_prefix(average, "transformer"))
     text_encoder.load_state_dict(checkpoint.with_prefix(average, "text_encoder"))
     return transformer, text_encoder, step
-
-
-def _load_data(run: Path, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised latents as half floats, and caption tokens."""
-    data, captions = latents.load_shards(run / "latents")
-    if reduction.exists(run):
-        normalised = data.float() / reduction.load(run).scale
-    else:
-        mean, std = (values.view(1, -1, 1, 1, 1) for values in latents.statistics(data))
-        normalised = (data.float() - mean) / std
-    return normalised.half(), tokenize(tokenizer, captions)
 
 
 @torch.no_grad()

@@ -188,18 +188,25 @@ def held_out_prompts(count: int, seed: int = 0) -> list[str]:
     return list(prompts)
 
 
-def render(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Frames:
+def render(scene: Scene, frames: int = FRAMES, size: int = SIZE, every: int = 1) -> Frames:
     """Render a scene.
 
+    Args:
+        scene: what to render.
+        frames: the clip's length.
+        size: height and width in pixels.
+        every: 1 to render all frames, n to render frames 0, n, 2 n, ... only.
+
     Returns:
-        Float32 frames [frames, size, size, 3] in [-1, 1].
+        Float32 frames [ceil(frames / every), size, size, 3] in [-1, 1].
     """
     scale = size / SIZE
     # Pixel centres, in the units of the 64-pixel world.
     axis = (np.arange(size, dtype=np.float32) + 0.5) / scale
     x, y = axis[None, None, :], axis[None, :, None]
-    out = np.repeat(_render_background(scene.background, x[0], y[0])[None], frames, axis=0)
-    for shape, path in zip(scene.objects, _paths(scene, frames), strict=True):
+    paths = [path[::every] for path in _paths(scene, frames)]
+    out = np.repeat(_render_background(scene.background, x[0], y[0])[None], len(paths[0]), axis=0)
+    for shape, path in zip(scene.objects, paths, strict=True):
         distance = _signed_distance(shape, x - path[:, 0, None, None], y - path[:, 1, None, None])
         cover = np.clip(0.5 - distance * scale, 0.0, 1.0)[..., None]
         out += cover * (np.asarray(shape.rgb, dtype=np.float32) - out)
@@ -266,7 +273,7 @@ def _sample_background(rng: np.random.Generator, kind: str) -> Background:
         kind=kind,
         rgb=(float(rgb[0]), float(rgb[1]), float(rgb[2])),
         contrast=float(rng.uniform(0.12, 0.25)),
-        period=float(rng.uniform(10.0, 18.0)),
+        period=float(rng.uniform(14.0, 24.0)),
         angle=float(rng.uniform(0.0, np.pi)),
         phase_x=float(rng.uniform(0.0, 1.0)),
         phase_y=float(rng.uniform(0.0, 1.0)),
