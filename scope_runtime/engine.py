@@ -62,7 +62,7 @@ class Engine:
     ) -> None:
         self.schedule = schedule
         self.policy = policy
-        self.report = WindowReport()
+        self.report = WindowReport(schedule)
         self._observe = observe
         self._volatile = volatile
         self._offload = offload

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from scope_runtime.schedule import Schedule
+
 LEGEND = "R recompute, P predict, C cache, K clean pass that captures context, # computed without need, . idle"
 
 
@@ -58,6 +60,7 @@ class WindowReport:
     """One generation window (a long video has several).
 
     Attributes:
+        schedule: The window's noise levels and active intervals.
         modes: One string per row, one letter per block; see `LEGEND`.
         evaluations: Block evaluations made, guidance branches counted separately.
         stock_evaluations: Block evaluations of the stock pipeline for the same rows.
@@ -70,6 +73,7 @@ class WindowReport:
         history_bytes: Most memory that recorded outputs took.
     """
 
+    schedule: Schedule
     modes: list[str] = field(default_factory=list)
     evaluations: int = 0
     stock_evaluations: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,14 @@ def overhead(as_json: AsJson = False, repeats: int = 3) -> None:
     from studies.bench.overhead import measure
 
     _show(measure(repeats), as_json)
+
+
+@app.command()
+def errors(as_json: AsJson = False, picture: Path | None = None) -> None:
+    """The error analysis on the reference pipeline: estimated constants, the bound, and the measured error."""
+    from studies.bench.errors import measure
+
+    _show(measure(picture), as_json)
 
 
 def _show(figures: Any, as_json: bool) -> None:

@@ -26,11 +26,11 @@ BLOCKS = models.LATENT_FRAMES // models.CAUSAL_BLOCK
 class Recipe:
     """Hyperparameters: learning rates rise over `warm_up` steps and fall to zero over the last `decay` steps."""
 
-    steps: int = 4200
+    steps: int = 4000
     clips: int = 4000
     batch: int = 6
-    adamw_lr: float = 1.5e-3
-    muon_lr: float = 4e-3
+    adamw_lr: float = 5e-4
+    muon_lr: float = 1.2e-3
     warm_up: int = 60
     decay: int = 3000
     weight_decay: float = 0.01

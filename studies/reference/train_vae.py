@@ -26,8 +26,8 @@ from studies.reference import checkpoint, codec, models, world
 from studies.reference.optim import MuonAdamW, split_parameters
 
 L1_WEIGHT = 0.1
-# The decoder learns under up to this much noise, in units of the latents' standard deviation: it has to forgive what the
-# encoder's and a transformer's latents lack.
+# The decoder learns under up to this much noise, in units of the latents' standard deviation: it has to forgive what
+# the encoder's and a transformer's latents lack.
 LATENT_NOISE = 0.06
 POOL_CLIPS = 150
 VALIDATION_CLIPS = 4
