@@ -24,15 +24,22 @@ BLOCKS = models.LATENT_FRAMES // models.CAUSAL_BLOCK
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters: learning rates rise over `warm_up` steps and fall to zero over the last `decay` steps."""
+    """Hyperparameters.
 
-    steps: int = 4000
-    clips: int = 4000
+    Learning rates rise over `warm_up` steps and fall to zero over the last `decay` steps. Every other step takes
+    `short_batch` clips of `short_blocks` blocks instead of `batch` whole ones, at the same cost: what a clip shows is
+    decided in its first block, so that is where the number of scenes counts.
+    """
+
+    steps: int = 4200
+    clips: int = 5000
     batch: int = 6
-    adamw_lr: float = 5e-4
-    muon_lr: float = 1.2e-3
+    short_batch: int = 15
+    short_blocks: int = 2
+    adamw_lr: float = 6e-4
+    muon_lr: float = 1.5e-3
     warm_up: int = 60
-    decay: int = 3000
+    decay: int = 2800
     weight_decay: float = 0.01
     drop_caption: float = 0.1
     ema: float = 0.995
@@ -59,7 +66,7 @@ def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 100) -> No
         checkpoint.restore_optimizer(optimizer, checkpoint.with_prefix(tensors, "optimizer"))
 
     # A third of a step goes into small element-wise kernels; compiling fuses them.
-    transformer.compile_repeated_blocks(fullgraph=True)
+    transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
 
     generator = torch.Generator().manual_seed(seed * 1_000_003 + first)
     empty = tokenize(tokenizer, [""])
@@ -73,10 +80,12 @@ def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 100) -> No
             factor = schedule(recipe, step)
             for group in optimizer.param_groups:
                 group["lr"] = factor * (recipe.muon_lr if group["muon"] else recipe.adamw_lr)
-            chosen = torch.randint(len(data), (recipe.batch,), generator=generator)
-            drop = torch.rand((recipe.batch, 1), generator=generator) < recipe.drop_caption
+            batch, blocks = (recipe.batch, BLOCKS) if step % 2 else (recipe.short_batch, recipe.short_blocks)
+            chosen = torch.randint(len(data), (batch,), generator=generator)
+            drop = torch.rand((batch, 1), generator=generator) < recipe.drop_caption
             batch_tokens = torch.where(drop, empty, tokens[chosen])
-            loss = flow_loss(parts, data[chosen].float(), batch_tokens, generator)
+            clean = data[chosen, :, : blocks * models.CAUSAL_BLOCK].float()
+            loss = flow_loss(parts, clean, batch_tokens, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
@@ -108,7 +117,7 @@ def flow_loss(
         generator: the source of noise and of noise levels.
     """
     batch = len(clean)
-    levels = sample_levels(batch, generator)
+    levels = sample_levels(batch, clean.shape[2] // models.CAUSAL_BLOCK, generator)
     frames = levels.repeat_interleave(models.CAUSAL_BLOCK, dim=1)
     sigma = frames[:, None, :, None, None]
     noise = torch.randn(clean.shape, generator=generator)
@@ -124,7 +133,7 @@ def flow_loss(
     return (error * active).sum() / active.sum().clamp(min=1)
 
 
-def sample_levels(batch: int, generator: torch.Generator) -> torch.Tensor:
+def sample_levels(batch: int, blocks: int, generator: torch.Generator) -> torch.Tensor:
     """Noise levels [batch, blocks] in [0, 1] as the sampler meets them.
 
     A block's progress trails its predecessor's by a lag: 0 when all blocks run together, `ar_step / steps` (1/6 in the
@@ -134,9 +143,9 @@ def sample_levels(batch: int, generator: torch.Generator) -> torch.Tensor:
     kind = torch.rand((batch, 1), generator=generator)
     lag = 0.08 + 0.24 * torch.rand((batch, 1), generator=generator)
     lag = torch.where(kind < 0.2, torch.ones(()), torch.where(kind > 0.95, torch.zeros(()), lag))
-    head = torch.rand((batch, 1), generator=generator) * (1 + (BLOCKS - 1) * lag)
-    staggered = (head - lag * torch.arange(BLOCKS)).clamp(0, 1)
-    independent = torch.rand((batch, BLOCKS), generator=generator)
+    head = torch.rand((batch, 1), generator=generator) * (1 + (blocks - 1) * lag)
+    staggered = (head - lag * torch.arange(blocks)).clamp(0, 1)
+    independent = torch.rand((batch, blocks), generator=generator)
     level = 1 - torch.where((kind > 0.2) & (kind < 0.3), independent, staggered)
     return models.FLOW_SHIFT * level / (1 + (models.FLOW_SHIFT - 1) * level)
 

@@ -39,6 +39,8 @@ SPEEDS: dict[str, float] = {"slowly": 0.45, "": 0.8, "quickly": 1.2}
 BACKGROUNDS = ("striped", "checkered", "dotted", "smooth")
 
 TWO_OBJECTS_PROBABILITY = 0.35
+# One period is one token of the transformer, which leaves its training to the objects.
+TEXTURE_PERIOD = 16.0
 # The captioned direction holds for this many frames before the first bounce.
 STEADY_FRAMES = 33
 
@@ -62,7 +64,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Background:
-    """A static, low-saturation texture. `rgb` is its mean, `contrast` its half range, `period` is in pixels."""
+    """A static, low-saturation texture.
+
+    `rgb` is its mean, `contrast` its half range, `period` is in pixels, `angle` in radians, phases are in periods.
+    """
 
     kind: str
     rgb: tuple[float, float, float]
@@ -204,9 +209,9 @@ def render(scene: Scene, frames: int = FRAMES, size: int = SIZE, every: int = 1)
     # Pixel centres, in the units of the 64-pixel world.
     axis = (np.arange(size, dtype=np.float32) + 0.5) / scale
     x, y = axis[None, None, :], axis[None, :, None]
-    paths = [path[::every] for path in _paths(scene, frames)]
-    out = np.repeat(_render_background(scene.background, x[0], y[0])[None], len(paths[0]), axis=0)
-    for shape, path in zip(scene.objects, paths, strict=True):
+    kept = slice(None, None, every)
+    out = np.repeat(_render_background(scene.background, x[0], y[0])[None], len(range(frames)[kept]), axis=0)
+    for shape, path in zip(scene.objects, (path[kept] for path in _paths(scene, frames)), strict=True):
         distance = _signed_distance(shape, x - path[:, 0, None, None], y - path[:, 1, None, None])
         cover = np.clip(0.5 - distance * scale, 0.0, 1.0)[..., None]
         out += cover * (np.asarray(shape.rgb, dtype=np.float32) - out)
@@ -256,7 +261,7 @@ def _sample_objects(rng: np.random.Generator, spec: SceneSpec) -> tuple[Shape, .
     while True:
         shapes = []
         for colour, kind in spec.objects:
-            radius = rng.uniform(8.0, 10.5)
+            radius = rng.uniform(8.5, 11.0)
             low = radius - np.minimum(travel, 0.0)
             high = SIZE - radius - np.maximum(travel, 0.0)
             x, y = rng.uniform(low, high)
@@ -273,8 +278,8 @@ def _sample_background(rng: np.random.Generator, kind: str) -> Background:
         kind=kind,
         rgb=(float(rgb[0]), float(rgb[1]), float(rgb[2])),
         contrast=float(rng.uniform(0.12, 0.25)),
-        period=float(rng.uniform(14.0, 24.0)),
-        angle=float(rng.uniform(0.0, np.pi)),
+        period=TEXTURE_PERIOD,
+        angle=float(rng.choice((0.0, 0.5)) * np.pi),
         phase_x=float(rng.uniform(0.0, 1.0)),
         phase_y=float(rng.uniform(0.0, 1.0)),
     )

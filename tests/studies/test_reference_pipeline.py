@@ -88,7 +88,7 @@ def test_training_embeds_text_as_the_pipeline_does(pipeline: Any) -> None:
 
 
 def test_noise_levels_never_fall_along_the_clip_but_for_independent_ones() -> None:
-    levels = train_transformer.sample_levels(2000, torch.Generator().manual_seed(0))
+    levels = train_transformer.sample_levels(2000, 5, torch.Generator().manual_seed(0))
     assert levels.min() >= 0
     assert levels.max() <= 1
     rising = (levels.diff(dim=1) >= -1e-6).all(dim=1).float().mean()
