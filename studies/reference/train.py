@@ -6,7 +6,8 @@
     python -m studies.reference.train export --run RUN
     python -m studies.reference.train plot
 
-The VAE and the transformer can be trained side by side. `RUN` is a folder for checkpoints and loss curves. Every
+The VAE and the transformer can be trained side by side. `start` begins a run with the shipped weights instead of fresh
+ones; `transformer --steps N` then trains them N steps further, with the learning rates' whole course over them. `RUN` is a folder for checkpoints and loss curves. Every
 command goes on where an interrupted one stopped.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,16 @@ def load_vae(run: Path) -> Any:
     tensors, _ = checkpoint.load(run / "vae.safetensors")
     vae.load_state_dict(checkpoint.with_prefix(tensors, "vae"))
     return vae.eval()
+
+
+def start(run: Path) -> None:
+    """Begin a run with the weights of the shipped pipeline, to train them further."""
+    pipeline = models.load_pipeline()
+    parts = checkpoint.add_prefix(pipeline.transformer.state_dict(), "transformer")
+    parts |= checkpoint.add_prefix(pipeline.text_encoder.state_dict(), "text_encoder")
+    state = checkpoint.add_prefix(parts, "parts") | checkpoint.add_prefix(parts, "average")
+    checkpoint.save(run / "transformer.safetensors", state, 0)
+    checkpoint.save(run / "vae.safetensors", checkpoint.add_prefix(pipeline.vae.state_dict(), "vae"), 0)
 
 
 def export(run: Path, folder: Path) -> None:
@@ -80,9 +92,11 @@ def main() -> None:
     vae = commands.add_parser("vae", help="train the VAE, one stage at a time")
     vae.add_argument("--stage", choices=list(train_vae.STAGES), required=True)
     transformer = commands.add_parser("transformer", help="train the transformer and the text encoder")
+    transformer.add_argument("--steps", type=int, help="steps of the whole course (default: the recipe's)")
+    shipped = commands.add_parser("start", help="begin a run with the shipped weights")
     out = commands.add_parser("export", help="write the pipeline folder")
     out.add_argument("--out", type=Path, default=models.PIPELINE_DIR)
-    for command in (vae, transformer, out):
+    for command in (vae, transformer, shipped, out):
         command.add_argument("--run", type=Path, required=True, help="folder of the run")
     commands.add_parser("plot", help="draw the loss curves")
     arguments = parser.parse_args()
@@ -91,7 +105,12 @@ def main() -> None:
     if arguments.command == "vae":
         train_vae.train(arguments.run, arguments.stage, arguments.seed)
     elif arguments.command == "transformer":
-        train_transformer.train(arguments.run, train_transformer.Recipe(), arguments.seed)
+        recipe = train_transformer.Recipe()
+        if arguments.steps:
+            recipe = replace(recipe, steps=arguments.steps, decay=min(recipe.decay, arguments.steps))
+        train_transformer.train(arguments.run, recipe, arguments.seed)
+    elif arguments.command == "start":
+        start(arguments.run)
     elif arguments.command == "export":
         export(arguments.run, arguments.out)
     else:
