@@ -7,8 +7,8 @@
     python -m studies.reference.train plot
 
 The VAE and the transformer can be trained side by side. `start` begins a run with the shipped weights instead of fresh
-ones; `transformer --steps N` then trains them N steps further, with the learning rates' whole course over them. `RUN` is a folder for checkpoints and loss curves. Every
-command goes on where an interrupted one stopped.
+ones; `transformer --steps N` then trains them N steps further, with the learning rates' whole course over them. `RUN`
+is a folder for checkpoints and loss curves. Every command goes on where an interrupted one stopped.
 """
 
 from __future__ import annotations
