@@ -46,6 +46,19 @@ def run(study: StudyPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def worker(study: StudyPath) -> None:
+    """Take part in a study's baselines and search. Start as many as there are devices; any of them may be killed."""
+    from calibrate import workflow
+
+    with (
+        _explained(f"scope-calibrate worker {study}"),
+        Narrator() as narrator,
+        workflow.open_session(study, narrator, create=True) as session,
+    ):
+        workflow.work(session)
+
+
+@app.command()
 def status(study: StudyPath, as_json: AsJson = False) -> None:
     """Show how far a study has come."""
     from calibrate import workflow

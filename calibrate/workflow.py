@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from calibrate.baseline import Baseline, Baselines
+from calibrate.claims import Worker
 from calibrate.errors import CalibrateError
 from calibrate.export import Exported, Exporter
 from calibrate.paired import measure_pairs, verdict
@@ -43,6 +43,7 @@ class Session:
             narrator: Told of what happens.
             create: Whether a database that is not there is made.
         """
+        self.started = time.monotonic()
         self.file = file
         self.narrator = narrator
         self.storage = Storage(file.study.storage_url, create=create)
@@ -52,19 +53,6 @@ class Session:
         """The pipeline."""
         self.narrator.say(f"Loading the pipeline from {self.file.study.model.path}")
         return Target.load(self.file.model_path, self.file.study.model, self.file.study.generation)
-
-    @property
-    def lock_path(self) -> Path:
-        """A file that a run holds locked; the system releases it however the run ends.
-
-        It lies beside an SQLite database. For a server, which many machines reach, it keeps apart the runs of one
-        folder only.
-        """
-        study, url = self.file.study, self.storage.url
-        if url.get_backend_name() == "sqlite":
-            return Path(f"{url.database}.{study.name}.lock")
-        study.cache_folder.mkdir(parents=True, exist_ok=True)
-        return study.cache_folder / "run.lock"
 
     def start(self) -> Store:
         """The study's records, made if there are none."""
@@ -93,33 +81,42 @@ def open_session(study: Path, narrator: Narrator, *, create: bool = False) -> It
         session.storage.close()
 
 
-def run(session: Session) -> Exported:
-    """Baselines, search, export: everything that is not there yet.
+def work(session: Session) -> None:
+    """Baselines and search, together with whatever other workers the study has, until the budget is spent.
 
     Raises:
-        CalibrateError: If anything that the user can mend is in the way, another run of the same study included.
+        CalibrateError: If anything that the user can mend is in the way.
     """
-    lock = FileLock(session.lock_path, timeout=0)
-    try:
-        with lock:
-            return _run_alone(session)
-    except Timeout as error:
-        raise CalibrateError(
-            f"name: another process is running study {session.file.study.name!r}; wait for it or stop it."
-        ) from error
+    store = session.start()
+    with Worker(store, session.file.study.workers.heartbeat) as worker:
+        _work(session, store, worker, reserve=lambda _: 0.0)
 
 
-def _run_alone(session: Session) -> Exported:
-    started = time.monotonic()
+def run(session: Session) -> Exported:
+    """Baselines, search, export: everything that is not there yet. Other workers may help with the same study.
+
+    Raises:
+        CalibrateError: If anything that the user can mend is in the way.
+    """
     study = session.file.study
     store = session.start()
-    optuna_study = open_optuna_study(store, create=True)
-    baselines = _baselines(session, store)
-    search = Search(study, store, optuna_study, session.target, baselines, session.narrator)
+    with Worker(store, study.workers.heartbeat) as worker:
+        optuna_study = _work(
+            session, store, worker, lambda baselines: _export_seconds(baselines, len(study.held_out_cases))
+        )
+        with worker.claimed("export"):
+            return _exporter(session, store, optuna_study).run(study.export)
+
+
+def _work(session: Session, store: Store, worker: Worker, reserve: Callable[[list[Baseline]], float]) -> optuna.Study:
+    """Baselines and search; of the minutes in the budget, what `reserve` says of the baselines is left over."""
+    study = session.file.study
+    optuna_study = open_optuna_study(store, create=True, heartbeat=study.workers.heartbeat)
+    baselines = _baselines(session, store, worker)
+    search = Search(study, store, optuna_study, session.target, baselines, worker, session.narrator)
     minutes = study.budget.minutes
-    reserve = _export_seconds(list(baselines.values()), len(study.held_out_cases))
-    search.run(started + minutes * 60 - reserve if minutes else float("inf"))
-    return _exporter(session, store, optuna_study).run(study.export)
+    search.run(session.started + minutes * 60 - reserve(list(baselines.values())) if minutes else float("inf"))
+    return optuna_study
 
 
 def export(session: Session, settings: Export) -> Exported:
@@ -200,19 +197,19 @@ def verify(profile_path: Path, study: Path | None, model: Path | None, narrator:
     return verdict(pairs)
 
 
-def _baselines(session: Session, store: Store) -> dict[Case, Baseline]:
+def _baselines(session: Session, store: Store, worker: Worker) -> dict[Case, Baseline]:
     cases = session.file.study.search_cases
-    maker = Baselines(session.target, store, session.file.study.cache_folder)
+    maker = Baselines(session.target, store, worker, session.file.study.cache_folder)
     session.narrator.stage("Baselines: stock and exact", len(cases))
-    baselines = {}
-    for case in cases:
-        baselines[case], reused = maker.get(case)
-        timings = baselines[case].timings
+    made = {}
+    for baseline, reused in maker.all(cases):
+        made[baseline.case] = baseline
+        timings = baseline.timings
         session.narrator.advance(
-            f"{case.label}: stock {timings.stock_seconds:.1f} s, exact {timings.exact_seconds:.1f} s"
+            f"{baseline.case.label}: stock {timings.stock_seconds:.1f} s, exact {timings.exact_seconds:.1f} s"
             + (" (kept from before)" if reused else "")
         )
-    return baselines
+    return {case: made[case] for case in cases}
 
 
 def _exporter(session: Session, store: Store, optuna_study: optuna.Study) -> Exporter:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 
 from calibrate.errors import CalibrateError
 from calibrate.files import digest
@@ -45,22 +47,20 @@ class Store:
             CalibrateError: If a study of that name exists with other fixed parts or another model; its measurements
                 could not be compared with new ones.
         """
+        new = StudyRecord(
+            name=name,
+            yaml_text=yaml_text,
+            fixed_digest=digest(fixed_parts),
+            fixed_parts=fixed_parts,
+            settings=settings,
+            model=model,
+            created=datetime.now(UTC),
+        )
+        _add_unless_there(storage, new)
         with storage.sessions.begin() as session:
-            record = session.scalar(select(StudyRecord).where(StudyRecord.name == name))
-            if record is None:
-                record = StudyRecord(
-                    name=name,
-                    yaml_text=yaml_text,
-                    fixed_digest=digest(fixed_parts),
-                    fixed_parts=fixed_parts,
-                    settings=settings,
-                    model=model,
-                    created=datetime.now(UTC),
-                )
-                session.add(record)
-            else:
-                _refuse_changes(record, fixed_parts, model)
-                record.yaml_text = yaml_text
+            record = session.scalars(select(StudyRecord).where(StudyRecord.name == name)).one()
+            _refuse_changes(record, fixed_parts, model)
+            record.yaml_text = yaml_text
         return cls(storage, record)
 
     @classmethod
@@ -79,13 +79,14 @@ class Store:
     def environment(self, hardware: dict[str, Any], versions: dict[str, Any]) -> int:
         """The id of the environment, recorded once."""
         key = digest({"hardware": hardware, "versions": versions})
-        with self.storage.sessions.begin() as session:
-            record = session.scalar(select(Environment).where(Environment.digest == key))
-            if record is None:
-                record = Environment(digest=key, hardware=hardware, versions=versions)
-                session.add(record)
-                session.flush()
-            return record.id
+        query = select(Environment.id).where(Environment.digest == key)
+        with self.storage.sessions() as session:
+            known = session.scalar(query)
+        if known is not None:
+            return known
+        _add_unless_there(self.storage, Environment(digest=key, hardware=hardware, versions=versions))
+        with self.storage.sessions() as session:
+            return session.scalars(query).one()
 
     def add(self, generation: Generation) -> Generation:
         """Records a generation of this study, with its digests filled in."""
@@ -95,6 +96,16 @@ class Store:
         with self.storage.sessions.begin() as session:
             session.add(generation)
         return generation
+
+    def record(self, generation: Generation) -> Generation:
+        """Records a generation, unless another worker has measured the same meanwhile; gives the one that counts."""
+        try:
+            return self.add(generation)
+        except IntegrityError:
+            first = self.measured(generation.kind, generation.policy, generation.prompt, generation.seed)
+            if first is None:
+                raise
+            return first
 
     def measured(self, kind: str, policy: dict[str, Any] | None, prompt: str, seed: int) -> Generation | None:
         """The complete measurement of a policy on a case, if there is one."""
@@ -149,6 +160,12 @@ class Store:
         query = select(ProfileRecord).where(ProfileRecord.study_id == self.study.id).order_by(ProfileRecord.id)
         with self.storage.sessions() as session:
             return session.scalars(query).all()
+
+
+def _add_unless_there(storage: Storage, record: StudyRecord | Environment) -> None:
+    """Adds a record with a unique name; if another process was first, its record stays."""
+    with contextlib.suppress(IntegrityError), storage.sessions.begin() as session:
+        session.add(record)
 
 
 def _refuse_changes(record: StudyRecord, fixed_parts: dict[str, Any], model: dict[str, Any]) -> None:
