@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import optuna
-from optuna.trial import TrialState
 
 from calibrate.errors import CalibrateError
 from calibrate.quality import Quality, floor_figures
-from calibrate.store import Generation
+from calibrate.store import Generation, Store
+from calibrate.store.optuna_tables import trial_attributes
 from calibrate.study_file import Floors, Rule
 
 # The trial's user attribute that holds its result.
@@ -70,10 +70,9 @@ class Result:
         )
 
 
-def load_results(study: optuna.Study) -> list[Result]:
+def load_results(store: Store) -> list[Result]:
     """The results of all completed trials, one per policy: a repeat carries the result of the trial it repeats."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    results = [Result(**trial.user_attrs[RESULT]) for trial in trials if RESULT in trial.user_attrs]
+    results = (Result(**json.loads(text)) for text in trial_attributes(store, RESULT))
     return list({result.trial: result for result in results}.values())
 
 

@@ -92,7 +92,7 @@ class Search:
         Args:
             deadline: Value of `time.monotonic` by which the last candidate should be done.
         """
-        with _quiet_optuna():
+        with quiet_optuna():
             tally = Tally.of(self.optuna_study)
             self.narrator.stage("Candidates", self.study.budget.trials, tally.measured)
             # The seed moves on with trials and workers: none must draw what another has drawn before.
@@ -269,7 +269,7 @@ class Search:
         return sum(b.timings.exact_seconds + b.timings.decode_seconds for b in self.baselines.values())
 
     def _best(self, latest: Result | None = None) -> str:
-        results = load_results(self.optuna_study) + ([latest] if latest else [])
+        results = load_results(self.store) + ([latest] if latest else [])
         best = fastest_feasible(results, self.study.floors)
         if best is None:
             return "none above the floors"
@@ -287,7 +287,7 @@ def open_optuna_study(store: Store, *, create: bool, heartbeat: Heartbeat | None
     Raises:
         CalibrateError: If it is not there and must not be made.
     """
-    with _quiet_optuna():
+    with quiet_optuna():
         storage = store.storage.optuna(heartbeat)
         if create:
             return optuna.create_study(
@@ -305,7 +305,7 @@ def open_optuna_study(store: Store, *, create: bool, heartbeat: Heartbeat | None
 
 
 @contextlib.contextmanager
-def _quiet_optuna() -> Any:
+def quiet_optuna() -> Any:
     """Keeps Optuna's own log and its notices about experimental features off the screen."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
@@ -314,7 +314,7 @@ def _quiet_optuna() -> Any:
 
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
-    with _quiet_optuna():
+    with quiet_optuna():
         # Trials that run elsewhere count as poor ones, so that workers keep away from each other's candidates.
         return optuna.samplers.TPESampler(
             seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=8

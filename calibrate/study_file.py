@@ -28,7 +28,7 @@ class _Strict(BaseModel):
 
 
 class ModelSpec(_Strict):
-    """Which pipeline to calibrate, and on what."""
+    """Which pipeline to calibrate, and on what; `flow_shift` replaces that of the checkpoint's scheduler."""
 
     path: str = Field(min_length=1)
     family: Literal["skyreels_v2"] = "skyreels_v2"
@@ -36,6 +36,7 @@ class ModelSpec(_Strict):
     torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1)
+    flow_shift: float | None = Field(default=None, gt=0)
 
 
 class Generation(_Strict):
@@ -214,6 +215,43 @@ class Budget(_Strict):
     minutes: float | None = Field(default=None, gt=0)
 
 
+class Score(_Strict):
+    """A score of the user's own, reported as evidence beside the built-in proxies.
+
+    `function` is called as `function(prompt, frames, **options)` for single clips, or with `of: pair` as
+    `function(stock_frames, frames, **options)`; frames are float32 [T, H, W, 3] in [0, 1], and it returns a number.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+    function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    of: Literal["clip", "pair"] = "clip"
+    options: dict[str, Any] = {}
+
+
+class QualityChecks(_Strict):
+    """What held-out clips are judged by beside the built-in proxies."""
+
+    scores: list[Score] = []
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [score.name for score in self.scores]
+        for name in names:
+            if names.count(name) > 1 or name in ("ms_ssim", "vmaf"):
+                raise ValueError(f"scores must have names of their own, but {name!r} is taken; choose another")
+        return self
+
+
+class Timing(_Strict):
+    """When held-out wall-clock times are believed.
+
+    Cases are timed again until the coefficient of variation is at most `max_variation`, or `max_repeats` times.
+    """
+
+    max_variation: float = Field(default=0.10, gt=0)
+    max_repeats: int = Field(default=4, ge=0)
+
+
 class Workers(_Strict):
     """How workers on one study know of each other; the same for all of them.
 
@@ -262,6 +300,8 @@ class Study(_Strict):
     floors: Floors = Floors()
     budget: Budget = Budget()
     workers: Workers = Workers()
+    quality: QualityChecks = QualityChecks()
+    timing: Timing = Timing()
     seed: int = Field(default=0, ge=0, lt=2**32)
     storage: str | None = Field(default=None, min_length=1)
     cache: str | None = Field(default=None, min_length=1)

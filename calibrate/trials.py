@@ -17,15 +17,15 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import column, select, table
+from sqlalchemy import select
 
 from calibrate.claims import Worker
 from calibrate.results import RESULT
+from calibrate.store.optuna_tables import HEARTBEATS
 
 # User attributes of trials, beside `RESULT`: why a candidate failed; the number of a trial that was stopped by hand.
 FAILURE, STOPPED = "failure", "stopped"
 
-_HEARTBEATS = table("trial_heartbeats", column("trial_id"))
 _UPKEEP = "trials"
 
 
@@ -115,7 +115,7 @@ class Upkeep:
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         with self._worker.store.storage.sessions() as session:
             seen = session.scalars(
-                select(_HEARTBEATS.c.trial_id).where(_HEARTBEATS.c.trial_id.in_([t._trial_id for t in running]))
+                select(HEARTBEATS.c.trial_id).where(HEARTBEATS.c.trial_id.in_([t._trial_id for t in running]))
             ).all()
         return {trial._trial_id for trial in running}.difference(seen)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,23 @@ import optuna
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
+from calibrate import environment
 from calibrate.baseline import Baseline, Baselines
 from calibrate.claims import Worker
 from calibrate.errors import CalibrateError
 from calibrate.export import Exported, Exporter
 from calibrate.paired import measure_pairs, verdict
 from calibrate.progress import Narrator
+from calibrate.recheck import recheck
 from calibrate.results import fastest_feasible, front, load_results
-from calibrate.search import Search, open_optuna_study
+from calibrate.scores import Scores
+from calibrate.search import Search, open_optuna_study, quiet_optuna
 from calibrate.store import Storage, Store, masked_url
-from calibrate.study_file import Case, Export, Generation, ModelSpec, StudyFile
+from calibrate.store.optuna_tables import trial_states
+from calibrate.study_file import Case, Export, Generation, ModelSpec, Study, StudyFile, Timing
 from calibrate.target import Target
-from scope_runtime import Profile, ProfileError, apply_scope
+from calibrate.timing import repeat_until_steady
+from scope_runtime import Profile, ProfileError, Scope, apply_scope
 
 # What the export does beside generating: metrics, clip, plot.
 _EXPORT_OVERHEAD_SECONDS = 15.0
@@ -71,7 +76,7 @@ class Session:
         return Store.find_study(self.storage, self.file.study.name)
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_session(study: Path, narrator: Narrator, *, create: bool = False) -> Iterator[Session]:
     """Reads a study file and opens its database, and closes it at the end."""
     session = Session(StudyFile(study), narrator, create=create)
@@ -101,14 +106,17 @@ def run(session: Session) -> Exported:
     study = session.file.study
     store = session.start()
     with Worker(store, study.workers.heartbeat) as worker:
-        optuna_study = _work(
-            session, store, worker, lambda baselines: _export_seconds(baselines, len(study.held_out_cases))
+        _work(
+            session,
+            store,
+            worker,
+            lambda baselines: _export_seconds(baselines, len(study.held_out_cases) + study.timing.max_repeats),
         )
         with worker.claimed("export"):
-            return _exporter(session, store, optuna_study).run(study.export)
+            return _exporter(session, store).run(study.export)
 
 
-def _work(session: Session, store: Store, worker: Worker, reserve: Callable[[list[Baseline]], float]) -> optuna.Study:
+def _work(session: Session, store: Store, worker: Worker, reserve: Callable[[list[Baseline]], float]) -> None:
     """Baselines and search; of the minutes in the budget, what `reserve` says of the baselines is left over."""
     study = session.file.study
     optuna_study = open_optuna_study(store, create=True, heartbeat=study.workers.heartbeat)
@@ -116,23 +124,19 @@ def _work(session: Session, store: Store, worker: Worker, reserve: Callable[[lis
     search = Search(study, store, optuna_study, session.target, baselines, worker, session.narrator)
     minutes = study.budget.minutes
     search.run(session.started + minutes * 60 - reserve(list(baselines.values())) if minutes else float("inf"))
-    return optuna_study
 
 
 def export(session: Session, settings: Export) -> Exported:
     """Exports from what the search has measured so far, by the given rule."""
-    store = session.find()
-    optuna_study = open_optuna_study(store, create=False)
-    return _exporter(session, store, optuna_study).run(settings)
+    return _exporter(session, session.find()).run(settings)
 
 
 def status(session: Session) -> dict[str, Any]:
     """How far a study has come."""
     store = session.find()
     study = session.file.study
-    optuna_study = open_optuna_study(store, create=False)
-    trials = optuna_study.get_trials(deepcopy=False)
-    results = load_results(optuna_study)
+    results = load_results(store)
+    states = trial_states(store)
     best = fastest_feasible(results, study.floors)
     last_activity = store.last_activity()
     return {
@@ -142,9 +146,11 @@ def status(session: Session) -> dict[str, Any]:
         "last_activity": last_activity.isoformat() if last_activity else None,
         "generations": store.counts(),
         "trials": {
-            state.name.lower(): sum(trial.state == state for trial in trials)
+            state.name.lower(): states.get(state.name, 0)
             for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING)
         },
+        "workers": store.workers(study.workers.heartbeat),
+        "failures": store.failures(),
         "candidates": len(results),
         "budget_trials": study.budget.trials,
         "feasible": sum(result.feasible(study.floors) for result in results),
@@ -156,9 +162,81 @@ def status(session: Session) -> dict[str, Any]:
     }
 
 
+def delete(session: Session) -> None:
+    """Removes a study's records, Optuna's included.
+
+    Raises:
+        CalibrateError: If workers are at it.
+    """
+    store = session.find()
+    _refuse_busy(session, store)
+    with contextlib.suppress(KeyError), quiet_optuna():
+        optuna.delete_study(study_name=store.study.name, storage=session.storage.optuna())
+    # Ours goes last: as long as it is there, the same command can be given again.
+    store.delete()
+
+
+def rename(session: Session, name: str) -> list[str]:
+    """Renames a study's records, Optuna's included, in one transaction.
+
+    Returns:
+        Lines for the study file, without which the study would not be found again.
+
+    Raises:
+        CalibrateError: If the name is taken or not allowed, or workers are at it.
+    """
+    study = session.file.study
+    try:
+        Study.model_validate({**study.model_dump(), "name": name})
+    except ValidationError as error:
+        raise CalibrateError(
+            f"name: {name!r} is not allowed; use letters, digits, dots, dashes and underscores."
+        ) from error
+    store = session.find()
+    _refuse_busy(session, store)
+    store.rename(name)
+    return [f"name: {name}", f"storage: {masked_url(study.storage_url)}", f"cache: {study.cache_folder}"]
+
+
+def compare(studies: Sequence[Path]) -> list[dict[str, Any]]:
+    """What sets studies apart: settings, progress, best candidate and newest exported evidence, in the order given.
+
+    Raises:
+        CalibrateError: If a study is missing or was not started.
+    """
+    compared, settings = [], []
+    for path in studies:
+        with open_session(path, Narrator()) as session:
+            state = status(session)
+            profiles = session.find().profiles()
+            settings.append(
+                _flat(session.file.study.model_dump(mode="json", include={"model", "generation", "floors"}))
+            )
+            kept = ("study", "storage", "candidates", "feasible", "best", "generations")
+            compared.append(
+                {key: state[key] for key in kept} | {"exported": profiles[-1].profile["evidence"] if profiles else None}
+            )
+    differing = [name for name in settings[0] if len({str(setting.get(name)) for setting in settings}) > 1]
+    for entry, setting in zip(compared, settings, strict=True):
+        entry["differing_settings"] = {name: setting.get(name) for name in differing}
+    return compared
+
+
+def _flat(data: dict[str, Any]) -> dict[str, Any]:
+    return {f"{part}.{name}": value for part, values in data.items() for name, value in values.items()}
+
+
+def _refuse_busy(session: Session, store: Store) -> None:
+    if workers := store.workers(session.file.study.workers.heartbeat):
+        raise CalibrateError(
+            f"name: {workers} workers are at study {store.study.name!r}; stop them first (one that was killed counts "
+            f"for another {session.file.study.workers.grace_seconds} seconds)."
+        )
+
+
 def pareto_front(session: Session) -> list[dict[str, Any]]:
     """The best trade-offs above the floors, fastest first, and after them what only lies below the floors."""
-    results = load_results(open_optuna_study(session.find(), create=False))
+    results = load_results(session.find())
     floors = session.file.study.floors
     feasible = front([result for result in results if result.feasible(floors)])
     beyond = [result for result in front(results) if result not in feasible]
@@ -167,6 +245,8 @@ def pareto_front(session: Session) -> list[dict[str, Any]]:
 
 def verify(profile_path: Path, study: Path | None, model: Path | None, narrator: Narrator) -> dict[str, Any]:
     """Measures a profile again on this machine: held-out prompts, stock, exact and SCOPE in one run.
+
+    The result says under `evidence` whether the profile's own figures still hold; None if other cases were measured.
 
     Args:
         profile_path: The profile.
@@ -182,19 +262,35 @@ def verify(profile_path: Path, study: Path | None, model: Path | None, narrator:
     if study is not None:
         file = StudyFile(study)
         spec, generation = file.study.model, file.study.generation
-        cases, folder = file.study.held_out_cases, file.model_path
+        cases, folder, timing = file.study.held_out_cases, file.model_path, file.study.timing
+        scores = Scores(file.study.quality.scores)
     else:
-        spec, generation, cases, folder = _recorded_setup(profile, profile_path, model)
+        spec, generation, cases, folder, timing = _recorded_setup(profile, profile_path, model)
+        # A profile may come from anyone, so functions that it names are not run.
+        scores = Scores()
     target = Target.load(model or folder, spec, generation)
     profile.check_model(target.pipe)
     if mismatches := profile.settings.mismatches(target.settings):
         raise ProfileError("settings", f"the cases would run with other settings than calibrated: {mismatches[0]}")
     narrator.stage("Held-out prompts: stock, exact, SCOPE", len(cases))
+
+    def attach() -> Scope:
+        return apply_scope(target.pipe, profile, on_mismatch="raise")
+
     pairs = []
-    for pair, _ in measure_pairs(target, cases, lambda: apply_scope(target.pipe, profile, on_mismatch="raise")):
+    for pair, _ in measure_pairs(target, cases, attach, scores):
         narrator.advance(str(pair))
         pairs.append(pair)
-    return verdict(pairs)
+    pairs, steadiness = repeat_until_steady(target, pairs, attach, timing, narrator)
+    figures = verdict(pairs)
+    measured_then = {(case.get("prompt"), case.get("seed")) for case in profile.evidence.get("cases", ())}
+    same_cases = {(case.prompt, case.seed) for case in cases} == measured_then
+    hardware, versions = environment.hardware(target.device), environment.versions()
+    return {
+        **figures,
+        "timing": steadiness.to_dict(),
+        "evidence": recheck(profile.evidence, figures, hardware, versions) if same_cases else None,
+    }
 
 
 def _baselines(session: Session, store: Store, worker: Worker) -> dict[Case, Baseline]:
@@ -212,13 +308,13 @@ def _baselines(session: Session, store: Store, worker: Worker) -> dict[Case, Bas
     return {case: made[case] for case in cases}
 
 
-def _exporter(session: Session, store: Store, optuna_study: optuna.Study) -> Exporter:
+def _exporter(session: Session, store: Store) -> Exporter:
     def load() -> Target:
         # The records know which model was measured; another one in its folder must not get its profile.
         session.start()
         return session.target
 
-    return Exporter(session.file, store, optuna_study, load, session.narrator)
+    return Exporter(session.file, store, load, session.narrator)
 
 
 def _export_seconds(baselines: list[Baseline], cases: int) -> float:
@@ -229,7 +325,9 @@ def _export_seconds(baselines: list[Baseline], cases: int) -> float:
     return _EXPORT_MARGIN * cases * per_case + _EXPORT_OVERHEAD_SECONDS
 
 
-def _recorded_setup(profile: Profile, path: Path, model: Path | None) -> tuple[ModelSpec, Generation, list[Case], Path]:
+def _recorded_setup(
+    profile: Profile, path: Path, model: Path | None
+) -> tuple[ModelSpec, Generation, list[Case], Path, Timing]:
     """What the profile itself says about how it was measured."""
     recorded = profile.provenance.get("verify")
     if not isinstance(recorded, dict):
@@ -242,8 +340,9 @@ def _recorded_setup(profile: Profile, path: Path, model: Path | None) -> tuple[M
         spec = ModelSpec.model_validate({**recorded["model_spec"], "path": str(folder)})
         generation = Generation.model_validate(recorded["generation"])
         cases = [Case.model_validate(case) for case in recorded["cases"]]
+        timing = Timing.model_validate(recorded.get("timing", {}))
     except (KeyError, TypeError, ValidationError) as error:
         raise ProfileError("provenance.verify", f"is damaged in {path}; export the profile again") from error
     if not cases:
         raise ProfileError("provenance.verify.cases", f"is empty in {path}; export the profile again")
-    return spec, generation, cases, folder
+    return spec, generation, cases, folder, timing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -70,6 +71,23 @@ class Storage:
             self._bring_up_to_date()
         except (sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError) as error:
             raise CalibrateError(self.explain(error)) from error
+
+    @staticmethod
+    def probe(url: str) -> None:
+        """Makes sure that a database can be used, without making one.
+
+        Raises:
+            CalibrateError: If it cannot.
+        """
+        parsed = _parse(url)
+        path = Path(parsed.database or "")
+        if parsed.get_backend_name() != "sqlite" or path.is_file():
+            Storage(url, create=False).close()
+            return
+        _refuse_memory(parsed)
+        folder = next(folder for folder in path.resolve().parents if folder.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise CalibrateError(f"storage: {path} cannot be made in {folder}; choose another path.")
 
     def optuna(self, heartbeat: Heartbeat | None = None) -> optuna.storages.RDBStorage:
         """Optuna's own storage, in the same database.
@@ -176,17 +194,21 @@ def _parse(url: str) -> URL:
 
 def _prepare_file(url: URL, create: bool) -> None:
     """Makes the folder of an SQLite file, or says that there is no such file."""
-    if not url.database or url.database == ":memory:":
-        raise CalibrateError(
-            "storage: SQLite needs a file to keep a study in; write for example sqlite:///runs/study.db."
-        )
-    path = Path(url.database)
+    _refuse_memory(url)
+    path = Path(url.database or "")
     if not create and not path.exists():
         raise CalibrateError(f"storage: {path} does not exist yet; start the study with `scope-calibrate run`.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise CalibrateError(f"storage: the folder {path.parent} cannot be made; choose another path.") from error
+
+
+def _refuse_memory(url: URL) -> None:
+    if not url.database or url.database == ":memory:":
+        raise CalibrateError(
+            "storage: SQLite needs a file to keep a study in; write for example sqlite:///runs/study.db."
+        )
 
 
 def _engine_options(url: URL) -> dict[str, Any]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, inspect, select, update
 from sqlalchemy.exc import IntegrityError
 
 from calibrate.errors import CalibrateError
 from calibrate.files import digest
-from calibrate.store.models import Environment, Generation, ProfileRecord, StudyRecord
-from calibrate.store.storage import Storage
+from calibrate.store.models import Environment, Generation, ProfileRecord, StudyRecord, WorkerRecord
+from calibrate.store.optuna_tables import STUDIES
+from calibrate.store.storage import Heartbeat, Storage
 
 FULL_COMPUTE = "full-compute"
 
@@ -75,6 +76,28 @@ class Store:
         if record is None:
             raise CalibrateError(f"name: study {name!r} has not been started; start it with `scope-calibrate run`.")
         return cls(storage, record)
+
+    def delete(self) -> None:
+        """Removes the study with everything that was recorded for it."""
+        with self.storage.sessions.begin() as session:
+            # The database removes what hangs on the study; loading it first would take long.
+            session.execute(delete(StudyRecord).where(StudyRecord.id == self.study.id))
+
+    def rename(self, name: str) -> None:
+        """Gives the study another name, in Optuna's table too.
+
+        Raises:
+            CalibrateError: If there is a study of that name.
+        """
+        try:
+            with self.storage.sessions.begin() as session:
+                session.execute(update(StudyRecord).where(StudyRecord.id == self.study.id).values(name=name))
+                if inspect(session.connection()).has_table(STUDIES.name):
+                    session.execute(
+                        update(STUDIES).where(STUDIES.c.study_name == self.study.name).values(study_name=name)
+                    )
+        except IntegrityError as error:
+            raise CalibrateError(f"name: there is a study {name!r} already; choose another name.") from error
 
     def environment(self, hardware: dict[str, Any], versions: dict[str, Any]) -> int:
         """The id of the environment, recorded once."""
@@ -141,6 +164,26 @@ class Store:
                 counts[key] = counts.get(key, 0) + count
         return counts
 
+    def failures(self) -> dict[str, int]:
+        """How many generations failed, by reason, the most frequent first."""
+        query = (
+            select(Generation.reason, func.count())
+            .where(Generation.study_id == self.study.id, Generation.state == "failed")
+            .group_by(Generation.reason)
+            .order_by(func.count().desc())
+        )
+        with self.storage.sessions() as session:
+            return {reason or "unknown": count for reason, count in session.execute(query)}
+
+    def workers(self, heartbeat: Heartbeat) -> int:
+        """How many workers are at it."""
+        with self.storage.sessions() as session:
+            silent = self.storage.now(session) - timedelta(seconds=heartbeat.grace)
+            query = select(func.count()).where(
+                WorkerRecord.study_id == self.study.id, WorkerRecord.finished.is_(None), WorkerRecord.seen >= silent
+            )
+            return session.execute(query).scalar_one()
+
     def add_profile(self, trial_number: int, rule: str, path: str, profile: dict[str, Any]) -> None:
         """Records an export."""
         with self.storage.sessions.begin() as session:
@@ -162,6 +205,13 @@ class Store:
             return session.scalars(query).all()
 
 
+def _given(part: Any) -> Any:
+    """A part without the fields that are left out, so that a study outlives the addition of optional fields."""
+    if isinstance(part, dict):
+        return {name: _given(value) for name, value in part.items() if value is not None}
+    return part
+
+
 def _add_unless_there(storage: Storage, record: StudyRecord | Environment) -> None:
     """Adds a record with a unique name; if another process was first, its record stays."""
     with contextlib.suppress(IntegrityError), storage.sessions.begin() as session:
@@ -169,7 +219,8 @@ def _add_unless_there(storage: Storage, record: StudyRecord | Environment) -> No
 
 
 def _refuse_changes(record: StudyRecord, fixed_parts: dict[str, Any], model: dict[str, Any]) -> None:
-    changed = [field for field, value in fixed_parts.items() if record.fixed_parts.get(field) != value]
+    before = record.fixed_parts
+    changed = [field for field, value in fixed_parts.items() if _given(before.get(field)) != _given(value)]
     if record.model != model:
         changed.append("model (the files in its folder)")
     if changed:

@@ -28,6 +28,14 @@ def overhead(as_json: AsJson = False, repeats: int = 3) -> None:
     _show(measure(repeats), as_json)
 
 
+@app.command()
+def store(as_json: AsJson = False, generations: int = 100_000) -> None:
+    """What looking at a large study takes: its status, its front and a listing of everything."""
+    from studies.bench.store import measure
+
+    _show(measure(generations), as_json)
+
+
 def _show(figures: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(figures, indent=2, allow_nan=False))
