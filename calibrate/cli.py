@@ -292,7 +292,7 @@ def _explained(continue_with: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Treats a request to terminate, which schedulers send before they kill, like Ctrl-C: work is given back at once."""
+    """Treats a request to terminate, which schedulers send before they kill, like Ctrl-C: work is given back."""
 
     def stop(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt

@@ -24,7 +24,9 @@ from calibrate.quality import Frames
 from calibrate.study_file import Score
 
 # Four halvings with an 11-pixel window ask for more than this.
-_MS_SSIM_SMALLEST = 160
+_MS_SSIM_ABOVE = 160
+# libvmaf breaks down on frames of 16 pixels.
+_VMAF_FROM = 32
 _BATCH = 8
 
 
@@ -58,9 +60,10 @@ class Scores:
             CalibrateError: If a function fails or gives something that is no finite number.
         """
         found = {}
-        if min(reference.shape[1:3]) > _MS_SSIM_SMALLEST:
+        smallest = min(reference.shape[1:3])
+        if smallest > _MS_SSIM_ABOVE:
             found["ms_ssim"] = _ms_ssim(reference, candidate)
-        if ffmpeg := vmaf_program():
+        if smallest >= _VMAF_FROM and (ffmpeg := vmaf_program()):
             found["vmaf"] = _vmaf(ffmpeg, reference, candidate)
         for spec, function in self._specs:
             if spec.of == "pair":

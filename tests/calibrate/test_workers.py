@@ -179,7 +179,7 @@ def _round(workplace: Workplace, moments: list[float]) -> list[int | None]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("kind", "rounds"), [("sqlite", 2), ("postgresql", ROUNDS)])
+@pytest.mark.parametrize(("kind", "rounds"), [("sqlite", 1), ("postgresql", ROUNDS)])
 def test_killed_workers_lose_nothing_and_nothing_is_done_twice(
     make_workplace: Callable[..., Workplace], request: pytest.FixtureRequest, kind: str, rounds: int
 ) -> None:
