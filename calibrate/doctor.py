@@ -18,6 +18,7 @@ from sqlalchemy import select
 
 from calibrate.errors import CalibrateError
 from calibrate.footprint import Footprint, read_config, stored_parameters, weight_files
+from calibrate.scores import Scores
 from calibrate.store import Generation as GenerationRecord
 from calibrate.store import Storage, StudyRecord, masked_url
 from calibrate.study_file import Study, StudyFile
@@ -78,6 +79,8 @@ def examine(file: StudyFile) -> Iterator[Check]:
         yield from _checked("disk", lambda: _disk(study, shapes))
     yield from _checked("prompts", lambda: _prompts(file))
     yield from _checked("database", lambda: _database(study))
+    if study.quality.scores:
+        yield from _checked("scores", lambda: _scores(study))
     if footprint is not None:
         yield from _checked("time", lambda: _time(study, shapes))
 
@@ -221,6 +224,11 @@ def _prompts(file: StudyFile) -> Check:
 def _database(study: Study) -> Check:
     Storage.probe(study.storage_url)
     return Check("database", "ok", f"{masked_url(study.storage_url)} can be used")
+
+
+def _scores(study: Study) -> Check:
+    Scores(study.quality.scores)
+    return Check("scores", "ok", ", ".join(score.name for score in study.quality.scores))
 
 
 def _time(study: Study, footprint: Footprint) -> Check:

@@ -29,7 +29,8 @@ class Footprint:
         width: Heads times head dimension.
         ffn_width: Of the feed-forward layers.
         channels: Of the latents.
-        latent_frames: Of one generation.
+        latent_frames: Of one window; a long video has several.
+        windows: Of a generation.
         latent_height: In latent pixels.
         latent_width: In latent pixels.
         patches: Tokens per latent frame.
@@ -43,6 +44,7 @@ class Footprint:
     ffn_width: int
     channels: int
     latent_frames: int
+    windows: int
     latent_height: int
     latent_width: int
     patches: int
@@ -67,12 +69,15 @@ class Footprint:
             _, patch_height, patch_width = transformer["patch_size"]
             halved_in_time = vae["temperal_downsample"]
             height, width = (size // 2 ** len(halved_in_time) for size in (generation.height, generation.width))
+            per_latent_frame = 2 ** sum(halved_in_time)
+            window = (min(generation.num_frames, generation.base_num_frames) - 1) // per_latent_frame + 1
             return cls(
                 layers=transformer["num_layers"],
                 width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
                 ffn_width=transformer["ffn_dim"],
                 channels=transformer["in_channels"],
-                latent_frames=(generation.num_frames - 1) // 2 ** sum(halved_in_time) + 1,
+                latent_frames=window,
+                windows=_windows(generation, window, per_latent_frame),
                 latent_height=height,
                 latent_width=width,
                 patches=(height // patch_height) * (width // patch_width),
@@ -121,7 +126,7 @@ class Footprint:
         """A baseline's file: latents and decoded frames in float32."""
         settings = self.generation
         frames = settings.num_frames * settings.height * settings.width * 3
-        latents = self.channels * self.latent_frames * self.latent_height * self.latent_width
+        latents = self.channels * self.windows * self.latent_frames * self.latent_height * self.latent_width
         return _FLOAT32_BYTES * (frames + latents)
 
     @property
@@ -131,7 +136,16 @@ class Footprint:
         projections = 12 * tokens * self.width**2  # self-attention's four, cross-attention's query and output
         feed_forward = 4 * tokens * self.width * self.ffn_width
         attention = 4 * tokens**2 * self.width
-        return float(self.rows * self.branches * self.layers * (projections + feed_forward + attention))
+        return float(self.windows * self.rows * self.branches * self.layers * (projections + feed_forward + attention))
+
+
+def _windows(generation: Generation, window: int, per_latent_frame: int) -> int:
+    """Windows of a generation, as the pipeline counts them."""
+    beyond = (generation.num_frames - 1) // per_latent_frame + 1 - window
+    if beyond <= 0 or generation.overlap_history is None:
+        return 1
+    overlap = (generation.overlap_history - 1) // per_latent_frame + 1
+    return 2 + (beyond - 1) // max(1, window - overlap)
 
 
 def read_config(component: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def overhead(as_json: AsJson = False, repeats: int = 3) -> None:
 
 @app.command()
 def store(as_json: AsJson = False, generations: int = 100_000) -> None:
-    """What looking at a large study takes: its status, its front and a listing of everything."""
+    """What looking at a large study takes: its status, its front and a page of its generations."""
     from studies.bench.store import measure
 
     _show(measure(generations), as_json)

@@ -55,6 +55,7 @@ def test_the_time_of_a_started_study_is_measured(finished: Workplace) -> None:
         ({"model": {"path": "pipe", "device": "cuda:7"}}, "device", "no cuda:7"),
         ({"generation": CALL | {"num_frames": 29}}, "settings", "no multiple of causal_block_size 3"),
         ({"storage": "postgresql+psycopg://anna:hunter2@127.0.0.1:1/scope"}, "database", "cannot be reached"),
+        ({"quality": {"scores": [{"name": "s", "function": "nowhere.at_all:s"}]}}, "scores", "cannot be loaded"),
         ({"storage": "sqlite:////dev/null/x/study.db"}, "database", "choose another path"),
     ],
 )
@@ -85,6 +86,7 @@ def test_the_context_is_that_of_a_real_generation(pipe: Any, tiny_folder: Path) 
     with exact(pipe) as scope:
         latents(pipe)
     assert footprint.context_bytes == scope.report.context_bytes
+    assert footprint.windows == 1
     assert footprint.rows == len(scope.report.windows[0].modes)
 
 
