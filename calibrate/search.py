@@ -24,7 +24,7 @@ from calibrate.claims import Worker
 from calibrate.errors import CalibrateError
 from calibrate.progress import Narrator
 from calibrate.quality import compare
-from calibrate.results import RESULT, Result, fastest_feasible, load_results
+from calibrate.results import RESULT, Result, fastest_feasible, survey
 from calibrate.space import Space
 from calibrate.store import Generation, Heartbeat, Store
 from calibrate.store.store import policy_digest
@@ -269,7 +269,7 @@ class Search:
         return sum(b.timings.exact_seconds + b.timings.decode_seconds for b in self.baselines.values())
 
     def _best(self, latest: Result | None = None) -> str:
-        results = load_results(self.store) + ([latest] if latest else [])
+        results = survey(self.store) + ([latest] if latest else [])
         best = fastest_feasible(results, self.study.floors)
         if best is None:
             return "none above the floors"

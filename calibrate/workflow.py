@@ -21,7 +21,7 @@ from calibrate.export import Exported, Exporter
 from calibrate.paired import measure_pairs, verdict
 from calibrate.progress import Narrator
 from calibrate.recheck import recheck
-from calibrate.results import fastest_feasible, front, load_results
+from calibrate.results import fastest_feasible, front, survey, with_policies
 from calibrate.scores import Scores
 from calibrate.search import Search, open_optuna_study, quiet_optuna
 from calibrate.store import Storage, Store, masked_url
@@ -135,7 +135,7 @@ def status(session: Session) -> dict[str, Any]:
     """How far a study has come."""
     store = session.find()
     study = session.file.study
-    results = load_results(store)
+    results = survey(store)
     states = trial_states(store)
     best = fastest_feasible(results, study.floors)
     last_activity = store.last_activity()
@@ -154,7 +154,7 @@ def status(session: Session) -> dict[str, Any]:
         "candidates": len(results),
         "budget_trials": study.budget.trials,
         "feasible": sum(result.feasible(study.floors) for result in results),
-        "best": best.to_dict() if best else None,
+        "best": with_policies(store, [best])[0].to_dict() if best else None,
         "profiles": [
             {"path": record.path, "trial": record.trial_number, "rule": record.rule, "created": str(record.created)}
             for record in store.profiles()
@@ -236,11 +236,13 @@ def _refuse_busy(session: Session, store: Store) -> None:
 
 def pareto_front(session: Session) -> list[dict[str, Any]]:
     """The best trade-offs above the floors, fastest first, and after them what only lies below the floors."""
-    results = load_results(session.find())
+    store = session.find()
+    results = survey(store)
     floors = session.file.study.floors
     feasible = front([result for result in results if result.feasible(floors)])
     beyond = [result for result in front(results) if result not in feasible]
-    return [{**result.to_dict(), "feasible": result in feasible} for result in feasible + beyond]
+    full = with_policies(store, feasible + beyond)
+    return [{**result.to_dict(), "feasible": number < len(feasible)} for number, result in enumerate(full)]
 
 
 def verify(profile_path: Path, study: Path | None, model: Path | None, narrator: Narrator) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sqlalchemy import insert
 from calibrate.files import digest
 from calibrate.listing import render
 from calibrate.quality import METRICS
-from calibrate.results import RESULT, front, load_results
+from calibrate.results import RESULT, front, survey, with_policies
 from calibrate.search import open_optuna_study
 from calibrate.store import Generation, Storage, Store
 from calibrate.store.optuna_tables import trial_states
@@ -41,7 +41,7 @@ def measure(generations: int) -> dict[str, Any]:
         figures = {
             "generations": sum(store.counts().values()),
             "status_seconds": _seconds(lambda: (store.counts(), trial_states(store), store.last_activity())),
-            "front_seconds": _seconds(lambda: front(load_results(store))),
+            "front_seconds": _seconds(lambda: with_policies(store, front(survey(store)))),
             "page_seconds": _seconds(lambda: list(islice(render(store, "csv"), _PAGE))),
         }
         storage.close()
