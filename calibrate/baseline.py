@@ -8,6 +8,7 @@ not pay for them again. At 97 frames of 64x64 a file takes 5 MB, at 97 frames of
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.torch import save
 
 from calibrate import environment
 from calibrate.change_scale import Observations
+from calibrate.claims import Worker
 from calibrate.errors import CalibrateError
 from calibrate.files import digest, write_atomically
 from calibrate.quality import Frames
@@ -78,23 +80,47 @@ class Baseline:
 class Baselines:
     """Makes baselines, or reads those already made."""
 
-    def __init__(self, target: Target, store: Store, folder: Path) -> None:
-        """Keeps the files in `folder` and the records in `store`."""
+    def __init__(self, target: Target, store: Store, worker: Worker, folder: Path) -> None:
+        """Keeps the files in `folder` and the records in `store`; `worker` claims what it makes."""
         self.target = target
         self.store = store
+        self.worker = worker
         self.folder = folder
 
-    def get(self, case: Case) -> tuple[Baseline, bool]:
-        """The baseline of a case, and whether it was there already.
+    def all(self, cases: Sequence[Case]) -> Iterator[tuple[Baseline, bool]]:
+        """The baselines of all cases in the order in which they become available, and whether each was there already.
 
-        A missing, truncated or otherwise unreadable file is made anew.
+        A missing, truncated or otherwise unreadable file is made anew. What another worker is making is left to it.
         """
-        path = self.folder / f"{self._key(case)}.safetensors"
+        open_cases = list(cases)
+        while open_cases:
+            before = len(open_cases)
+            for case in tuple(open_cases):
+                found = self._get(case)
+                if found is not None:
+                    open_cases.remove(case)
+                    yield found
+            if len(open_cases) == before:
+                self.worker.wait()
+
+    def _get(self, case: Case) -> tuple[Baseline, bool] | None:
+        """The baseline of a case and whether it was there already, or None while another worker is making it."""
+        key = self._key(case)
+        path = self.folder / f"{key}.safetensors"
         baseline = _read(path, case)
         reused = baseline is not None
         if baseline is None:
-            baseline = self._generate(case)
-            _write(path, baseline)
+            work = f"baseline:{key}"
+            if not self.worker.try_claim(work):
+                return None
+            try:
+                # Another worker may have finished it between the look and the claim.
+                baseline = _read(path, case)
+                if baseline is None:
+                    baseline = self._generate(case)
+                    _write(path, baseline)
+            finally:
+                self.worker.release(work)
         self._record(baseline)
         return baseline, reused
 
@@ -151,7 +177,7 @@ class Baselines:
         ):
             if self.store.measured(kind, None, baseline.case.prompt, baseline.case.seed):
                 continue
-            self.store.add(
+            self.store.record(
                 Generation(
                     kind=kind,
                     environment_id=environment.record(self.store, self.target.device),

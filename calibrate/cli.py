@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from calibrate.errors import CalibrateError
@@ -27,6 +31,7 @@ app = typer.Typer(
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
 
+_WATCH_SECONDS = 2.0
 _USER_ERROR = 2
 _INTERRUPTED = 130
 
@@ -38,6 +43,7 @@ def run(study: StudyPath, as_json: AsJson = False) -> None:
 
     with (
         _explained(f"scope-calibrate run {study}"),
+        _terminable(),
         Narrator() as narrator,
         workflow.open_session(study, narrator, create=True) as session,
     ):
@@ -46,15 +52,145 @@ def run(study: StudyPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def status(study: StudyPath, as_json: AsJson = False) -> None:
+def worker(study: StudyPath) -> None:
+    """Take part in a study's baselines and search. Start as many as there are devices; any of them may be killed."""
+    from calibrate import workflow
+
+    with (
+        _explained(f"scope-calibrate worker {study}"),
+        _terminable(),
+        Narrator() as narrator,
+        workflow.open_session(study, narrator, create=True) as session,
+    ):
+        workflow.work(session)
+
+
+@app.command()
+def doctor(study: StudyPath, as_json: AsJson = False) -> None:
+    """Check all of a study that can be checked before it runs; exit code 2 if a check fails."""
+    with _explained():
+        from calibrate.doctor import examine
+        from calibrate.study_file import StudyFile
+
+        file = StudyFile(study)
+        checks = []
+        for check in examine(file):
+            checks.append(check)
+            if not as_json:
+                print(f"{check.state:8} {check.name:9} {check.message}", flush=True)
+    sound = all(check.state != "failed" for check in checks)
+    if as_json:
+        _print_json({"study": file.study.name, "ok": sound, "checks": [check.to_dict() for check in checks]})
+    if not sound:
+        raise typer.Exit(_USER_ERROR)
+
+
+@app.command()
+def status(
+    study: StudyPath,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every few seconds until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show how far a study has come."""
     from calibrate import workflow
 
+    if watch and as_json:
+        raise typer.BadParameter("--watch shows a table; leave out --json or --watch")
     with _explained(), workflow.open_session(study, Narrator()) as session:
+        if watch:
+            _watch(lambda: _status_table(workflow.status(session)))
+            return
         state = workflow.status(session)
     if as_json:
         _print_json(state)
+    else:
+        Console().print(_status_table(state))
+
+
+@app.command()
+def delete(
+    study: StudyPath,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete all records of a study from its database; cached clips and exported profiles stay."""
+    from calibrate import workflow
+
+    with _explained(), workflow.open_session(study, Narrator()) as session:
+        counts = session.find().counts()
+        if not yes:
+            typer.confirm(
+                f"Delete study {session.file.study.name} with {sum(counts.values())} generations?", abort=True, err=True
+            )
+        workflow.delete(session)
+    print(f"Deleted study {session.file.study.name}; cached clips are left in {session.file.study.cache_folder}.")
+
+
+@app.command()
+def rename(study: StudyPath, name: Annotated[str, typer.Argument(metavar="NEW_NAME")]) -> None:
+    """Rename a study in its database, and say what to write into its file."""
+    from calibrate import workflow
+
+    with _explained(), workflow.open_session(study, Narrator()) as session:
+        lines = workflow.rename(session, name)
+    print(f"Renamed; now put these lines into {study} in place of what it says there:")
+    for line in lines:
+        print(line)
+
+
+@app.command()
+def compare(
+    studies: Annotated[list[Path], typer.Argument(metavar="STUDY.yaml...", help="Two or more study files.")],
+    as_json: AsJson = False,
+) -> None:
+    """Set studies side by side: settings that differ, how far they came, their best and their exported figures."""
+    from calibrate import workflow
+
+    with _explained():
+        compared = workflow.compare(studies)
+    if as_json:
+        _print_json(compared)
         return
+    table = Table("", *(entry["study"] for entry in compared), title="Studies")
+    for name, key in (("candidates", "candidates"), ("above the floors", "feasible")):
+        table.add_row(name, *(str(entry[key]) for entry in compared))
+    table.add_row("best", *(_describe(entry["best"]) if entry["best"] else "none yet" for entry in compared))
+    table.add_row("held out", *(_describe_evidence(entry["exported"]) for entry in compared))
+    for setting in compared[0]["differing_settings"]:
+        table.add_row(setting, *(str(entry["differing_settings"][setting]) for entry in compared))
+    Console().print(table)
+
+
+@app.command()
+def generations(
+    study: StudyPath,
+    form: Annotated[str, typer.Option("--format", help="csv or json (one object per line).")] = "csv",
+    output: Annotated[Path | None, typer.Option(help="A file; else standard output.")] = None,
+) -> None:
+    """List every generation of a study with its settings, cost, figures and environment."""
+    from calibrate import workflow
+    from calibrate.listing import FORMATS, render
+
+    if form not in FORMATS:
+        raise typer.BadParameter(f"--format: {form!r} is not known; write csv or json")
+    with _explained(), workflow.open_session(study, Narrator()) as session:
+        lines = render(session.find(), form)
+        if output is None:
+            sys.stdout.writelines(lines)
+        else:
+            from calibrate.files import write_atomically
+
+            write_atomically(output, "".join(lines).encode())
+
+
+def _watch(table: Callable[[], Table]) -> None:
+    """Shows a table anew until the user has seen enough."""
+    with contextlib.suppress(KeyboardInterrupt), Live(table(), auto_refresh=False) as live:
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            live.update(table(), refresh=True)
+
+
+def _status_table(state: dict[str, Any]) -> Table:
     table = Table("", "", show_header=False, title=f"Study {state['study']}")
     table.add_row(
         "candidates", f"{state['candidates']} of {state['budget_trials']}, {state['feasible']} above the floors"
@@ -63,9 +199,11 @@ def status(study: StudyPath, as_json: AsJson = False) -> None:
     table.add_row("generations", ", ".join(f"{count} {kind}" for kind, count in state["generations"].items()))
     table.add_row("best", _describe(state["best"]) if state["best"] else "none above the floors yet")
     table.add_row("profiles", "\n".join(record["path"] for record in state["profiles"]) or "none yet")
+    table.add_row("workers", f"{state['workers']} at work")
+    table.add_row("failures", "\n".join(f"{count} x {reason}" for reason, count in state["failures"].items()) or "none")
     table.add_row("last activity", str(state["last_activity"]))
     table.add_row("storage", state["storage"])
-    Console().print(table)
+    return table
 
 
 @app.command()
@@ -127,6 +265,7 @@ def verify(
         _print_json(figures)
     else:
         _print_figures(figures)
+        _print_recheck(figures["evidence"])
 
 
 def main() -> None:
@@ -149,6 +288,20 @@ def _explained(continue_with: str | None = None) -> Iterator[None]:
         hint = f" Everything measured is kept; continue with `{continue_with}`." if continue_with else ""
         print(f"Stopped.{hint}", file=sys.stderr)
         raise typer.Exit(_INTERRUPTED) from None
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Treats a request to terminate, which schedulers send before they kill, like Ctrl-C: work is given back."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_json(data: Any) -> None:
@@ -176,19 +329,60 @@ def _print_figures(figures: dict[str, Any]) -> None:
     exact, worst = figures["exact"], figures["worst_prompt"]
     rows = (
         ("fewer block evaluations", "1.00x", "", f"{figures['speedup_evaluations']:.2f}x"),
-        ("denoising faster", "1.00x", f"{exact['speedup_denoise']:.2f}x", f"{figures['speedup_denoise']:.2f}x"),
+        (
+            "denoising faster",
+            "1.00x",
+            f"{exact['speedup_denoise']:.2f}x",
+            f"{figures['speedup_denoise']:.2f}x{_range(figures, 'speedup_denoise', '.2f')}",
+        ),
         ("end to end faster", "1.00x", "", f"{figures['speedup_end_to_end']:.2f}x"),
-        ("PSNR, mean (dB)", "", "", f"{figures['psnr_db']:.1f}"),
+        ("PSNR, mean (dB)", "", "", f"{figures['psnr_db']:.1f}{_range(figures, 'psnr_db', '.1f')}"),
         ("PSNR, worst prompt (dB)", "", "", f"{figures['psnr_worst_prompt_db']:.1f}"),
         ("PSNR, worst frame (dB)", "", "", f"{figures['psnr_worst_frame_db']:.1f}"),
         ("SSIM", "", "", f"{figures['ssim']:.4f}"),
         ("PSNR of motion (dB)", "", "", f"{figures['temporal_psnr_db']:.1f}"),
         ("largest latent difference", "", f"{exact['max_abs_diff']:.1e}", ""),
+        *((name, "", "", f"{value:.4g}") for name, value in figures["scores"].items()),
     )
     for row in rows:
         table.add_row(*row)
+    if not figures["timing"]["steady"]:
+        Console(stderr=True).print("[bold]The times vary more than asked for:[/] take the speed-ups as rough figures.")
     table.caption = f"Worst prompt: {worst['prompt']} (seed {worst['seed']}), {worst['psnr_db']:.1f} dB"
     Console().print(table)
+
+
+def _range(figures: dict[str, Any], name: str, form: str) -> str:
+    """The bootstrap interval of a figure, in parentheses."""
+    ends = figures["intervals"].get(name)
+    return f" ({ends['mean_low']:{form}} to {ends['mean_high']:{form}})" if ends else ""
+
+
+def _print_recheck(evidence: dict[str, Any] | None) -> None:
+    """Whether the profile's figures still hold, and if not, which and by how much."""
+    console = Console()
+    if evidence is None:
+        console.print("Other prompts than the profile's: its evidence was not checked.")
+        return
+    if evidence["differs"]:
+        console.print(f"Other than when the profile was made: {', '.join(evidence['differs'])}", highlight=False)
+    if evidence["holds"]:
+        console.print("[bold]The profile's evidence holds on this machine.[/]")
+        return
+    console.print("[bold]The profile's evidence does not hold on this machine:[/]")
+    for entry in evidence["figures"]:
+        if not entry["holds"]:
+            console.print(
+                f"  {entry['figure']}: {entry['measured']:.4g} here, {entry['recorded']:.4g} recorded "
+                f"(tolerance {entry['tolerance']:.3g})",
+                highlight=False,
+            )
+
+
+def _describe_evidence(evidence: dict[str, Any] | None) -> str:
+    if evidence is None:
+        return "nothing exported"
+    return f"{evidence['speedup_denoise']:.2f}x faster, {evidence['psnr_db']:.1f} dB"
 
 
 def _describe(result: dict[str, Any]) -> str:

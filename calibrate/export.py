@@ -9,18 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import optuna
-
 from calibrate import environment
 from calibrate.files import write_atomically
 from calibrate.paired import Clips, PairedCase, measure_pairs, spread, verdict
 from calibrate.pictures import comparison_clip, front_plot
 from calibrate.progress import Narrator
 from calibrate.results import Result, load_results, pick
+from calibrate.scores import Scores
 from calibrate.store import Generation, Store, portable_url
 from calibrate.study_file import Export, Rule, StudyFile
 from calibrate.target import Target
-from scope_runtime import ModelIdentity, Policy, Profile, run_policy
+from calibrate.timing import Steadiness, repeat_until_steady
+from scope_runtime import ModelIdentity, Policy, Profile, Scope, run_policy
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,18 @@ class Exported:
 class Exporter:
     """Exports from one study."""
 
-    def __init__(
-        self, file: StudyFile, store: Store, optuna_study: optuna.Study, load: Callable[[], Target], narrator: Narrator
-    ) -> None:
+    def __init__(self, file: StudyFile, store: Store, load: Callable[[], Target], narrator: Narrator) -> None:
         """Prepares an export.
 
         Args:
             file: The study file.
-            store: Where the held-out runs and the profile are recorded.
-            optuna_study: The trials to choose from.
+            store: The trials to choose from, and where the held-out runs and the profile are recorded.
             load: Gives the pipeline; called only once a policy has been picked.
             narrator: Told of every case.
         """
         self.file = file
         self.store = store
-        self.results = load_results(optuna_study)
+        self.results = load_results(store)
         self.load = load
         self.narrator = narrator
 
@@ -88,21 +85,33 @@ class Exporter:
         study = self.file.study
         picked = pick(self.results, study.floors, export.rule, export.min_speedup)
         policy = Policy.from_dict(picked.policy)
+        scores = Scores(study.quality.scores)
         target = self.load()
         self.narrator.stage("Held-out prompts: stock, exact, SCOPE", len(study.held_out_cases))
         pairs: list[PairedCase] = []
-        for pair, clips in measure_pairs(target, study.held_out_cases, lambda: run_policy(target.pipe, policy)):
+
+        def attach() -> Scope:
+            return run_policy(target.pipe, policy)
+
+        for pair, clips in measure_pairs(target, study.held_out_cases, attach, scores):
             self._record(target, picked, pair)
             self.narrator.advance(str(pair))
             pairs.append(pair)
             if pair is min(pairs, key=lambda p: p.quality.psnr_db):
                 worst_clips = clips
+        pairs, steadiness = repeat_until_steady(target, pairs, attach, study.timing, self.narrator)
         path = Path(export.path) if export.path else study.profile_path
-        profile, missed = self._profile(target, picked, pairs, export.rule, path)
+        profile, missed = self._profile(target, picked, pairs, steadiness, export.rule, path)
         return self._write(profile, path, picked, worst_clips, missed)
 
     def _profile(
-        self, target: Target, picked: Result, pairs: Sequence[PairedCase], rule: Rule, path: Path
+        self,
+        target: Target,
+        picked: Result,
+        pairs: Sequence[PairedCase],
+        steadiness: Steadiness,
+        rule: Rule,
+        path: Path,
     ) -> tuple[Profile, dict[str, float]]:
         study = self.file.study
         figures = verdict(pairs)
@@ -112,6 +121,7 @@ class Exporter:
             "floors": study.floors.model_dump(exclude_none=True),
             "missed_floors": missed,
             "metrics": spread(pairs),
+            "timing": steadiness.to_dict(),
             "cases": [pair.figures() for pair in pairs],
             "search": {"n": picked.cases, "speedup_evaluations": picked.speedup_evaluations, **picked.figures},
             "hardware": environment.hardware(target.device),
@@ -130,6 +140,7 @@ class Exporter:
                 "model_files": target.model["files"],
                 "generation": study.generation.model_dump(mode="json"),
                 "cases": [case.model_dump(mode="json") for case in study.held_out_cases],
+                "timing": study.timing.model_dump(mode="json"),
             },
         }
         profile = Profile(

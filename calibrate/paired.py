@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from calibrate.quality import Frames, Quality, compare, floor_figures, summarise
+from calibrate.quality import Frames, Quality, compare, floor_figures, interval, summarise
+from calibrate.scores import Scores
 from calibrate.study_file import Case
 from calibrate.target import Denoised, Target
 from scope_runtime import Report, Scope, exact
@@ -45,6 +46,7 @@ class PairedCase:
         scope_report: What the policy did.
         max_abs_diff: Largest absolute difference between exact and stock latents.
         quality: The policy's frames against the stock frames.
+        scores: Further scores by name; see `calibrate.scores.Scores.measure`.
         started: UTC.
         finished: UTC.
     """
@@ -60,6 +62,7 @@ class PairedCase:
     scope_report: Report
     max_abs_diff: float
     quality: Quality
+    scores: Mapping[str, float]
     started: datetime
     finished: datetime
 
@@ -90,11 +93,12 @@ class PairedCase:
             "exact_speedup_denoise": self.stock_seconds / self.exact_seconds,
             "max_abs_diff": self.max_abs_diff,
             **self.quality.to_dict(),
+            **self.scores,
         }
 
 
 def measure_pairs(
-    target: Target, cases: Sequence[Case], attach: Callable[[], Scope]
+    target: Target, cases: Sequence[Case], attach: Callable[[], Scope], scores: Scores
 ) -> Iterator[tuple[PairedCase, Clips]]:
     """Generates each case by the stock pipeline, exactly, and under a policy, after a warm-up.
 
@@ -102,13 +106,14 @@ def measure_pairs(
         target: The pipeline.
         cases: Prompts and seeds.
         attach: Attaches the policy, for example ``lambda: apply_scope(target.pipe, profile)``.
+        scores: What to measure beside the built-in proxies.
     """
     target.warm_up(cases[0])
     for case in cases:
         started = datetime.now(UTC)
         stock = target.denoise(case)
-        selective, exact_report = _denoise_under(target, case, lambda: exact(target.pipe))
-        skipping, scope_report = _denoise_under(target, case, attach)
+        selective, exact_report = denoise_under(target, case, lambda: exact(target.pipe))
+        skipping, scope_report = denoise_under(target, case, attach)
         stock_frames, stock_decode_seconds = target.decode(stock.latents)
         scope_frames, scope_decode_seconds = target.decode(skipping.latents)
         pair = PairedCase(
@@ -123,6 +128,7 @@ def measure_pairs(
             scope_report=scope_report,
             max_abs_diff=float((selective.latents - stock.latents).abs().max()),
             quality=compare(stock_frames, scope_frames),
+            scores=scores.measure(case.prompt, stock_frames, scope_frames),
             started=started,
             finished=datetime.now(UTC),
         )
@@ -151,6 +157,8 @@ def verdict(pairs: Sequence[PairedCase]) -> dict[str, Any]:
         "temporal_psnr_db": floors["temporal_psnr_db"],
         "flicker": _mean([quality.flicker for quality in qualities]),
         "motion_error_px": _mean([quality.motion_error_px for quality in qualities]),
+        "scores": {name: _mean([pair.scores[name] for pair in pairs]) for name in pairs[0].scores},
+        "intervals": _intervals(pairs),
         "n": len(pairs),
         "exact": {
             "speedup_denoise": stock_seconds / sum(pair.exact_seconds for pair in pairs),
@@ -165,12 +173,21 @@ def verdict(pairs: Sequence[PairedCase]) -> dict[str, Any]:
     }
 
 
+def _intervals(pairs: Sequence[PairedCase]) -> dict[str, dict[str, float]]:
+    """Bootstrap intervals of the means over cases, per figure; empty for a single case."""
+    cases = [pair.figures() for pair in pairs]
+    names = [name for name, value in cases[0].items() if isinstance(value, float) and name != "max_abs_diff"]
+    found = {name: interval([case[name] for case in cases]) for name in names}
+    return {name: ends for name, ends in found.items() if ends}
+
+
 def spread(pairs: Sequence[PairedCase]) -> Mapping[str, Any]:
     """Mean, standard deviation, extremes and worst case of every metric."""
     return summarise({pair.case.label: pair.quality for pair in pairs})
 
 
-def _denoise_under(target: Target, case: Case, attach: Callable[[], Scope]) -> tuple[Denoised, Report]:
+def denoise_under(target: Target, case: Case, attach: Callable[[], Scope]) -> tuple[Denoised, Report]:
+    """Generates a case while something is attached, and what that did."""
     with attach() as scope:
         denoised = target.denoise(case)
     return denoised, scope.report

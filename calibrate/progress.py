@@ -50,6 +50,10 @@ class Narrator:
         self.say(line)
         self._progress.update(self._task, advance=1, best=best)
 
+    def reached(self, done: int) -> None:
+        """Moves the bar to `done` pieces, whoever finished them."""
+        self._progress.update(self._task, completed=done)
+
     def say(self, line: str) -> None:
         """Prints one line above the bar; the text is shown as it is, brackets included."""
         self._progress.console.print(Text(line), soft_wrap=True)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import optuna
-from optuna.trial import TrialState
 
 from calibrate.errors import CalibrateError
 from calibrate.quality import Quality, floor_figures
-from calibrate.store import Generation
+from calibrate.store import Generation, Store
+from calibrate.store.optuna_tables import attributes_of, complete_attributes
 from calibrate.study_file import Floors, Rule
 
 # The trial's user attribute that holds its result.
@@ -70,11 +70,26 @@ class Result:
         )
 
 
-def load_results(study: optuna.Study) -> list[Result]:
+def load_results(store: Store) -> list[Result]:
     """The results of all completed trials, one per policy: a repeat carries the result of the trial it repeats."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    results = [Result(**trial.user_attrs[RESULT]) for trial in trials if RESULT in trial.user_attrs]
-    return list({result.trial: result for result in results}.values())
+    return _distinct(json.loads(text) for text in complete_attributes(store, RESULT))
+
+
+def survey(store: Store) -> list[Result]:
+    """The same with empty policies, which make up most of a result; `with_policies` adds those that are wanted."""
+    found = (json.loads(text) for text in complete_attributes(store, RESULT, without="policy"))
+    return _distinct({**fields, "policy": {}} for fields in found)
+
+
+def with_policies(store: Store, results: Sequence[Result]) -> list[Result]:
+    """A few of the results of `survey` in full, in the order given."""
+    numbers = [result.trial for result in results]
+    full = {result.trial: result for result in _distinct(map(json.loads, attributes_of(store, RESULT, numbers)))}
+    return [full[number] for number in numbers]
+
+
+def _distinct(found: Iterable[dict[str, Any]]) -> list[Result]:
+    return list({fields["trial"]: Result(**fields) for fields in found}.values())
 
 
 def front(results: Sequence[Result]) -> list[Result]:

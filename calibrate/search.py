@@ -1,7 +1,7 @@
-"""The search: an Optuna study with two objectives over real generations, which can be killed and continued.
+"""The search: an Optuna study with two objectives over real generations, by any number of workers.
 
-Every generation is recorded before the next one starts. When a run is killed, its trial is started again with the same
-parameters, and what had been measured for it is read from the store.
+Every generation is recorded before the next one starts. When a worker is killed, another one starts its trial again
+with the same parameters, and what had been measured for it is read from the store.
 """
 
 from __future__ import annotations
@@ -15,34 +15,44 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from calibrate import environment
 from calibrate.baseline import Baseline
+from calibrate.claims import Worker
 from calibrate.errors import CalibrateError
 from calibrate.progress import Narrator
 from calibrate.quality import compare
-from calibrate.results import RESULT, Result, fastest_feasible, load_results
+from calibrate.results import RESULT, Result, fastest_feasible, survey
 from calibrate.space import Space
-from calibrate.store import Generation, Store
+from calibrate.store import Generation, Heartbeat, Store
+from calibrate.store.store import policy_digest
 from calibrate.study_file import Case, Floors, Study
 from calibrate.target import Target
+from calibrate.trials import FAILURE, STOPPED, Tally, Upkeep, deaths, was_queued
 from scope_runtime import Policy, run_policy
 
 # A candidate whose first prompt is this far below the floor for the worst one is not measured any further.
 _HOPELESS_DB = 6.0
 # Repeats of measured policies are free, but a small space consists of little else after a while.
 _TRIALS_PER_CANDIDATE = 3
-# User attributes of trials, beside `RESULT`.
-_FAILURE, _REPEATED, _CONTINUES = "failure", "repeated", "continues"
+# A candidate over which so many workers died (out of host memory, say) is given up.
+_MOST_DEATHS = 3
+# User attribute of trials, beside `RESULT`: the trial whose candidate this one repeats.
+_REPEATED = "repeated"
 
 
 class _CandidateFailed(Exception):
     """A candidate could not be generated or judged; it is recorded, and the study goes on."""
 
 
+class _TakenOver(Exception):
+    """Another worker has this worker's trial, because this one was silent for too long."""
+
+
 class Search:
-    """The search of one study, by one process at a time: a trial that is found running is taken for orphaned."""
+    """One worker's part in the search of a study."""
 
     def __init__(
         self,
@@ -51,6 +61,7 @@ class Search:
         optuna_study: optuna.Study,
         target: Target,
         baselines: Mapping[Case, Baseline],
+        worker: Worker,
         narrator: Narrator,
     ) -> None:
         """Prepares the search.
@@ -61,6 +72,7 @@ class Search:
             optuna_study: Where trials are recorded; see `open_optuna_study`.
             target: The pipeline.
             baselines: Of all search cases.
+            worker: This process, which claims the candidates that it measures.
             narrator: Told of every candidate.
         """
         self.study = study
@@ -70,51 +82,111 @@ class Search:
         self.narrator = narrator
         self.space = Space(study.search, [baseline.observations for baseline in baselines.values()])
         self.optuna_study = optuna_study
+        self.worker = worker
+        self.upkeep = Upkeep(optuna_study, worker)
         self._seconds: list[float] = []
 
     def run(self, deadline: float) -> None:
-        """Searches until the budget is spent.
+        """Searches until the budget is spent, by this worker and the others together.
 
         Args:
             deadline: Value of `time.monotonic` by which the last candidate should be done.
         """
-        self._take_over()
-        done = self._candidates_done()
-        self.narrator.stage("Candidates", self.study.budget.trials, done)
-        self.optuna_study.sampler = _sampler(self.study.seed + len(self.optuna_study.get_trials(deepcopy=False)))
-        for parameters in self.space.first_candidates():
-            self.optuna_study.enqueue_trial(parameters, skip_if_exists=True)
-        if self._spent(deadline):
-            return
-        with _quiet_optuna():
-            self.optuna_study.optimize(
-                self._objective,
-                callbacks=[lambda study, trial: study.stop() if self._spent(deadline) else None],
-                catch=(_CandidateFailed,),
-            )
+        with quiet_optuna():
+            tally = Tally.of(self.optuna_study)
+            self.narrator.stage("Candidates", self.study.budget.trials, tally.measured)
+            # The seed moves on with trials and workers: none must draw what another has drawn before.
+            trials = len(self.optuna_study.get_trials(deepcopy=False))
+            self.optuna_study.sampler = _sampler(self.study.seed + trials + self.worker.id - 1)
+            with self.worker.claimed("first-candidates"):
+                for parameters in self.space.first_candidates():
+                    self.optuna_study.enqueue_trial(parameters, skip_if_exists=True)
+            waiting = False
+            while not self._spent(tally, deadline):
+                self.upkeep.run()
+                tally = Tally.of(self.optuna_study)
+                if tally.queued or tally.measured + tally.running < self.study.budget.trials:
+                    self._run_trial()
+                    waiting = False
+                else:
+                    if not waiting:
+                        self.narrator.say(
+                            "The last candidates are with other workers; waiting, in case one of them dies."
+                        )
+                    waiting = True
+                    self.worker.wait()
+                tally = Tally.of(self.optuna_study)
+                self.narrator.reached(tally.measured)
+
+    def _run_trial(self) -> None:
+        try:
+            self.optuna_study.optimize(self._objective, n_trials=1, catch=(_CandidateFailed,))
+        except ValueError as error:
+            if not isinstance(error.__context__, _TakenOver) and "Cannot tell a" not in str(error):
+                raise
+            self.narrator.say("Another worker took over the last candidate, because this one had not been heard of.")
 
     def _objective(self, trial: optuna.Trial) -> tuple[float, float]:
-        policy = self.space.suggest(trial)
-        result = self._known(policy)
-        if result is not None:
-            trial.set_user_attr(_REPEATED, result.trial)
-        else:
-            result = self._measure_and_tell(trial, policy)
-        for name, shortfall in self.study.floors.shortfalls(result.figures, margin=True).items():
-            trial.set_constraint(name, shortfall)
-        trial.set_user_attr(RESULT, result.to_dict())
+        try:
+            self._refuse_excess(trial)
+            policy = self.space.suggest(trial)
+            with self.worker.claimed(f"policy:{policy_digest(policy.to_dict())}"):
+                result = self._result(trial, policy)
+                for name, shortfall in self.study.floors.shortfalls(result.figures, margin=True).items():
+                    trial.set_constraint(name, shortfall)
+                trial.set_user_attr(RESULT, result.to_dict())
+            self._refuse_taken_over(trial)
+        except KeyboardInterrupt:
+            trial.set_user_attr(STOPPED, trial.number)
+            raise
+        except UpdateFinishedTrialError as error:
+            raise _TakenOver from error
         return result.speedup_evaluations, result.figures["psnr_db"]
 
-    def _known(self, policy: Policy) -> Result | None:
-        """What an earlier trial with the same policy came to."""
-        return next((r for r in load_results(self.optuna_study) if r.policy == policy.to_dict()), None)
+    def _refuse_excess(self, trial: optuna.Trial) -> None:
+        """Ends a trial that two workers started at once for the last place in the budget.
+
+        What is queued goes first, and of drawn trials the one with the lower number.
+        """
+        trials = self.optuna_study.get_trials(deepcopy=False)
+        tally = Tally.of(self.optuna_study)
+        taken = tally.measured
+        if not was_queued(trials[trial.number]):
+            running = (t for t in trials if t.state == TrialState.RUNNING and t.number != trial.number)
+            taken += tally.queued + sum(was_queued(t) or t.number < trial.number for t in running)
+        if taken >= self.study.budget.trials:
+            raise optuna.TrialPruned("beyond the budget")
+
+    def _refuse_taken_over(self, trial: optuna.Trial) -> None:
+        if self._frozen(trial).state != TrialState.RUNNING:
+            raise _TakenOver
+
+    def _result(self, trial: optuna.Trial, policy: Policy) -> Result:
+        """What the policy came to in an earlier trial, or else in this one."""
+        result = self._known(trial.number, policy)
+        if result is None:
+            return self._measure_and_tell(trial, policy)
+        trial.set_user_attr(_REPEATED, result.trial)
+        return result
+
+    def _known(self, number: int, policy: Policy) -> Result | None:
+        """What another trial with the same policy came to; a result counts as soon as it is written down."""
+        trials = self.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+        wanted = policy.to_dict()
+        for trial in trials:
+            found = trial.user_attrs.get(RESULT)
+            if trial.number != number and found is not None and found["policy"] == wanted:
+                return Result(**found)
+        return None
 
     def _measure_and_tell(self, trial: optuna.Trial, policy: Policy) -> Result:
         start = time.monotonic()
         try:
+            if deaths(self.optuna_study, self._frozen(trial)) >= _MOST_DEATHS:
+                raise _CandidateFailed(f"{_MOST_DEATHS} workers died while they measured it")
             result = self._measure(trial.number, policy)
         except _CandidateFailed as failure:
-            trial.set_user_attr(_FAILURE, str(failure))
+            trial.set_user_attr(FAILURE, str(failure))
             self.narrator.advance(f"Candidate {trial.number} failed: {failure}", self._best())
             raise
         self._seconds.append(time.monotonic() - start)
@@ -167,7 +239,7 @@ class Search:
         row.seconds_end_to_end = self.target.encode_seconds(case.prompt) + denoised.seconds + seconds_decode
         row.reason = self._hopeless(row)
         row.state, row.finished = "complete", datetime.now(UTC)
-        return self.store.add(row)
+        return self.store.record(row)
 
     def _hopeless(self, row: Generation) -> str | None:
         """Why the other prompts need not be tried, or None."""
@@ -178,30 +250,12 @@ class Search:
             return None
         return f"stopped early: {psnr:.1f} dB on one prompt, {floor:g} dB asked for"
 
-    def _take_over(self) -> None:
-        """Ends trials that a killed process left behind and queues their parameters once more."""
-        trials = self.optuna_study.get_trials(deepcopy=False)
-        continued = {trial.user_attrs.get(_CONTINUES) for trial in trials}
-        for trial in trials:
-            if trial.state == TrialState.RUNNING:
-                self.optuna_study.tell(trial.number, state=TrialState.FAIL)
-            elif trial.state != TrialState.FAIL or _FAILURE in trial.user_attrs:
-                continue
-            parameters = trial.system_attrs.get("fixed_params", {}) | trial.params
-            if trial.number not in continued and parameters:
-                self.optuna_study.enqueue_trial(parameters, user_attrs={_CONTINUES: trial.number})
+    def _frozen(self, trial: optuna.Trial) -> optuna.trial.FrozenTrial:
+        return self.optuna_study.get_trials(deepcopy=False)[trial.number]
 
-    def _candidates_done(self) -> int:
-        """Candidates that count towards the budget: measured or failed, but not repeats."""
-        return sum(
-            _FAILURE in trial.user_attrs or (trial.state == TrialState.COMPLETE and _REPEATED not in trial.user_attrs)
-            for trial in self.optuna_study.get_trials(deepcopy=False)
-        )
-
-    def _spent(self, deadline: float) -> bool:
+    def _spent(self, tally: Tally, deadline: float) -> bool:
         budget = self.study.budget.trials
-        finished = self.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-        if self._candidates_done() >= budget or len(finished) >= _TRIALS_PER_CANDIDATE * budget:
+        if tally.measured >= budget or tally.finished >= _TRIALS_PER_CANDIDATE * budget:
             return True
         if time.monotonic() + self._expected_seconds() > deadline:
             self.narrator.say("The time budget is spent; going on with what has been measured.")
@@ -215,21 +269,26 @@ class Search:
         return sum(b.timings.exact_seconds + b.timings.decode_seconds for b in self.baselines.values())
 
     def _best(self, latest: Result | None = None) -> str:
-        results = load_results(self.optuna_study) + ([latest] if latest else [])
+        results = survey(self.store) + ([latest] if latest else [])
         best = fastest_feasible(results, self.study.floors)
         if best is None:
             return "none above the floors"
         return f"best {best.speedup_evaluations:.2f}x, {best.figures['psnr_db']:.1f} dB"
 
 
-def open_optuna_study(store: Store, *, create: bool) -> optuna.Study:
+def open_optuna_study(store: Store, *, create: bool, heartbeat: Heartbeat | None = None) -> optuna.Study:
     """Optuna's study of the same name in the same database.
+
+    Args:
+        store: Our records of the study.
+        create: Whether to make it if it is not there.
+        heartbeat: How running trials show that they live, for those who run some.
 
     Raises:
         CalibrateError: If it is not there and must not be made.
     """
-    with _quiet_optuna():
-        storage = store.storage.optuna()
+    with quiet_optuna():
+        storage = store.storage.optuna(heartbeat)
         if create:
             return optuna.create_study(
                 study_name=store.study.name,
@@ -246,7 +305,7 @@ def open_optuna_study(store: Store, *, create: bool) -> optuna.Study:
 
 
 @contextlib.contextmanager
-def _quiet_optuna() -> Any:
+def quiet_optuna() -> Any:
     """Keeps Optuna's own log and its notices about experimental features off the screen."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
@@ -255,9 +314,11 @@ def _quiet_optuna() -> Any:
 
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
-    # The seed moves on with the trials: a continued study must not draw its first random candidates again.
-    with _quiet_optuna():
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=8)
+    with quiet_optuna():
+        # Trials that run elsewhere count as poor ones, so that workers keep away from each other's candidates.
+        return optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=8
+        )
 
 
 def _line(result: Result, floors: Floors) -> str:

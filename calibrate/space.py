@@ -59,10 +59,8 @@ class Space:
         )
 
     def first_candidates(self) -> list[dict[str, Any]]:
-        """Parameters of strong known schedules that lie within the space."""
+        """Parameters of the study's own candidates, or else of strong known schedules that lie within the space."""
         spec = self.spec
-        if "never" not in spec.predict_threshold:
-            return []
         shared = {
             "cache_quantile": spec.cache_quantile.low,
             "predict_threshold": "never",
@@ -72,6 +70,10 @@ class Space:
         first_choices = {
             name: getattr(spec, name)[0] for name in ("indicator", "granularity", "max_step_ratio", "magnitude_bound")
         }
+        if spec.candidates is not None:
+            return [{**shared, **first_choices, **candidate.given()} for candidate in spec.candidates]
+        if "never" not in spec.predict_threshold:
+            return []
         return [
             {**shared, **first_choices, "warmup": warmup, "max_skip": max_skip}
             for warmup, max_skip in _PERIODIC_SCHEDULES

@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 
 from calibrate.errors import CalibrateError
 from calibrate.files import digest
-from calibrate.store import masked_url
+from calibrate.store import Heartbeat, masked_url
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Rule = Literal["fastest", "best-quality", "knee"]
@@ -28,7 +28,7 @@ class _Strict(BaseModel):
 
 
 class ModelSpec(_Strict):
-    """Which pipeline to calibrate, and on what."""
+    """Which pipeline to calibrate, and on what; `flow_shift` replaces that of the checkpoint's scheduler."""
 
     path: str = Field(min_length=1)
     family: Literal["skyreels_v2"] = "skyreels_v2"
@@ -36,6 +36,7 @@ class ModelSpec(_Strict):
     torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1)
+    flow_shift: float | None = Field(default=None, gt=0)
 
 
 class Generation(_Strict):
@@ -119,13 +120,35 @@ class Tail(IntRange):
     low: int = Field(ge=0)
 
 
+class Candidate(_Strict):
+    """A point of the search space to try before the search draws its own; what is left out is the space's first choice.
+
+    A `predict_quantile` asks for a searched `predict_threshold`; without one there is none.
+    """
+
+    warmup: int
+    max_skip: int
+    tail: int | None = None
+    order: int | None = None
+    cache_quantile: float | None = None
+    predict_quantile: float | None = None
+    granularity: str | None = None
+    indicator: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The parameters that are given, the kind of predict threshold included."""
+        kind = "never" if self.predict_quantile is None else "searched"
+        return {"predict_threshold": kind, **self.model_dump(exclude_none=True)}
+
+
 class SearchSpace(_Strict):
     """What the search may choose from.
 
     Thresholds are searched as quantiles of the accumulated change that recorded runs showed, so that every value
     within [0, 1] makes a difference: `cache_quantile` 0 never caches, and `predict_quantile` is the share of the way
     from the cache threshold up to the largest change. With `predict_threshold: never` there is no such limit, and
-    `warmup` and `max_skip` alone give a periodic schedule.
+    `warmup` and `max_skip` alone give a periodic schedule. `candidates` are tried first, in place of the periodic
+    schedules that every study begins with; with as many as `budget.trials` the study consists of them.
     """
 
     cache_quantile: Quantiles = Quantiles(low=0.0, high=0.4)
@@ -142,6 +165,17 @@ class SearchSpace(_Strict):
     ]
     max_step_ratio: Annotated[list[Annotated[float, Field(gt=0)] | None], Field(min_length=1)] = [None]
     magnitude_bound: Annotated[list[Annotated[float, Field(gt=0)] | None], Field(min_length=1)] = [None]
+    candidates: Annotated[list[Candidate], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _candidates_within(self) -> Self:
+        for number, candidate in enumerate(self.candidates or ()):
+            for name, value in candidate.given().items():
+                allowed = getattr(self, name)
+                within = value in allowed if isinstance(allowed, list) else allowed.low <= value <= allowed.high
+                if not within:
+                    raise ValueError(f"candidates.{number}.{name} is {value!r}, which search.{name} does not allow")
+        return self
 
 
 class Floors(_Strict):
@@ -181,6 +215,65 @@ class Budget(_Strict):
     minutes: float | None = Field(default=None, gt=0)
 
 
+class Score(_Strict):
+    """A score of the user's own, reported as evidence beside the built-in proxies.
+
+    `function` is called as `function(prompt, frames, **options)` for single clips, or with `of: pair` as
+    `function(stock_frames, frames, **options)`; frames are float32 [T, H, W, 3] in [0, 1], and it returns a number.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+    function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    of: Literal["clip", "pair"] = "clip"
+    options: dict[str, Any] = {}
+
+
+class QualityChecks(_Strict):
+    """What held-out clips are judged by beside the built-in proxies."""
+
+    scores: list[Score] = []
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [score.name for score in self.scores]
+        for name in names:
+            if names.count(name) > 1 or name in ("ms_ssim", "vmaf"):
+                raise ValueError(f"scores must have names of their own, but {name!r} is taken; choose another")
+        return self
+
+
+class Timing(_Strict):
+    """When held-out wall-clock times are believed.
+
+    Cases are timed again until the coefficient of variation is at most `max_variation`, or `max_repeats` times.
+    """
+
+    max_variation: float = Field(default=0.10, gt=0)
+    max_repeats: int = Field(default=4, ge=0)
+
+
+class Workers(_Strict):
+    """How workers on one study know of each other; the same for all of them.
+
+    Each shows every `heartbeat_seconds` that it lives. One that has been silent for `grace_seconds` counts as dead, and
+    others take over what it was doing.
+    """
+
+    heartbeat_seconds: int = Field(default=30, ge=1)
+    grace_seconds: int = Field(default=120, ge=2)
+
+    @model_validator(mode="after")
+    def _patient(self) -> Self:
+        if self.grace_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError("grace_seconds must be at least twice heartbeat_seconds, or living workers count as dead")
+        return self
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """As the store takes it."""
+        return Heartbeat(interval=self.heartbeat_seconds, grace=self.grace_seconds)
+
+
 class Export(_Strict):
     """Which policy of the search becomes the profile, and where it is written."""
 
@@ -206,6 +299,9 @@ class Study(_Strict):
     search: SearchSpace = SearchSpace()
     floors: Floors = Floors()
     budget: Budget = Budget()
+    workers: Workers = Workers()
+    quality: QualityChecks = QualityChecks()
+    timing: Timing = Timing()
     seed: int = Field(default=0, ge=0, lt=2**32)
     storage: str | None = Field(default=None, min_length=1)
     cache: str | None = Field(default=None, min_length=1)
@@ -243,7 +339,10 @@ class Study(_Strict):
 
     def fixed_parts(self) -> dict[str, Any]:
         """What must stay the same for measurements of one study to be comparable."""
-        return self.model_dump(mode="json", include={"model", "generation", "search_cases", "search"})
+        parts = self.model_dump(mode="json", include={"model", "generation", "search_cases", "search"})
+        # Where the search begins is no part of what it may choose from.
+        del parts["search"]["candidates"]
+        return parts
 
     def fixed_digest(self) -> str:
         """A digest of `fixed_parts`."""

@@ -86,6 +86,8 @@ class Target:
             )
         except (OSError, ValueError, KeyError) as error:
             raise CalibrateError(f"model.path: {folder} cannot be loaded: {_first_line(error)}") from error
+        if spec.flow_shift is not None:
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=spec.flow_shift)
         pipe.set_progress_bar_config(disable=True)
         pipe.to(spec.device)
         return cls(pipe, generation, folder_digest(folder))

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
+from calibrate import environment
 from calibrate.baseline import Baseline, Baselines
+from calibrate.claims import Worker
 from calibrate.errors import CalibrateError
 from calibrate.export import Exported, Exporter
 from calibrate.paired import measure_pairs, verdict
 from calibrate.progress import Narrator
-from calibrate.results import fastest_feasible, front, load_results
-from calibrate.search import Search, open_optuna_study
+from calibrate.recheck import recheck
+from calibrate.results import fastest_feasible, front, survey, with_policies
+from calibrate.scores import Scores
+from calibrate.search import Search, open_optuna_study, quiet_optuna
 from calibrate.store import Storage, Store, masked_url
-from calibrate.study_file import Case, Export, Generation, ModelSpec, StudyFile
+from calibrate.store.optuna_tables import trial_states
+from calibrate.study_file import Case, Export, Generation, ModelSpec, Study, StudyFile, Timing
 from calibrate.target import Target
-from scope_runtime import Profile, ProfileError, apply_scope
+from calibrate.timing import repeat_until_steady
+from scope_runtime import Profile, ProfileError, Scope, apply_scope
 
 # What the export does beside generating: metrics, clip, plot.
 _EXPORT_OVERHEAD_SECONDS = 15.0
@@ -43,6 +48,7 @@ class Session:
             narrator: Told of what happens.
             create: Whether a database that is not there is made.
         """
+        self.started = time.monotonic()
         self.file = file
         self.narrator = narrator
         self.storage = Storage(file.study.storage_url, create=create)
@@ -52,19 +58,6 @@ class Session:
         """The pipeline."""
         self.narrator.say(f"Loading the pipeline from {self.file.study.model.path}")
         return Target.load(self.file.model_path, self.file.study.model, self.file.study.generation)
-
-    @property
-    def lock_path(self) -> Path:
-        """A file that a run holds locked; the system releases it however the run ends.
-
-        It lies beside an SQLite database. For a server, which many machines reach, it keeps apart the runs of one
-        folder only.
-        """
-        study, url = self.file.study, self.storage.url
-        if url.get_backend_name() == "sqlite":
-            return Path(f"{url.database}.{study.name}.lock")
-        study.cache_folder.mkdir(parents=True, exist_ok=True)
-        return study.cache_folder / "run.lock"
 
     def start(self) -> Store:
         """The study's records, made if there are none."""
@@ -83,7 +76,7 @@ class Session:
         return Store.find_study(self.storage, self.file.study.name)
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_session(study: Path, narrator: Narrator, *, create: bool = False) -> Iterator[Session]:
     """Reads a study file and opens its database, and closes it at the end."""
     session = Session(StudyFile(study), narrator, create=create)
@@ -93,49 +86,57 @@ def open_session(study: Path, narrator: Narrator, *, create: bool = False) -> It
         session.storage.close()
 
 
-def run(session: Session) -> Exported:
-    """Baselines, search, export: everything that is not there yet.
+def work(session: Session) -> None:
+    """Baselines and search, together with whatever other workers the study has, until the budget is spent.
 
     Raises:
-        CalibrateError: If anything that the user can mend is in the way, another run of the same study included.
+        CalibrateError: If anything that the user can mend is in the way.
     """
-    lock = FileLock(session.lock_path, timeout=0)
-    try:
-        with lock:
-            return _run_alone(session)
-    except Timeout as error:
-        raise CalibrateError(
-            f"name: another process is running study {session.file.study.name!r}; wait for it or stop it."
-        ) from error
+    store = session.start()
+    with Worker(store, session.file.study.workers.heartbeat) as worker:
+        _work(session, store, worker, reserve=lambda _: 0.0)
 
 
-def _run_alone(session: Session) -> Exported:
-    started = time.monotonic()
+def run(session: Session) -> Exported:
+    """Baselines, search, export: everything that is not there yet. Other workers may help with the same study.
+
+    Raises:
+        CalibrateError: If anything that the user can mend is in the way.
+    """
     study = session.file.study
     store = session.start()
-    optuna_study = open_optuna_study(store, create=True)
-    baselines = _baselines(session, store)
-    search = Search(study, store, optuna_study, session.target, baselines, session.narrator)
+    with Worker(store, study.workers.heartbeat) as worker:
+        _work(
+            session,
+            store,
+            worker,
+            lambda baselines: _export_seconds(baselines, len(study.held_out_cases) + study.timing.max_repeats),
+        )
+        with worker.claimed("export"):
+            return _exporter(session, store).run(study.export)
+
+
+def _work(session: Session, store: Store, worker: Worker, reserve: Callable[[list[Baseline]], float]) -> None:
+    """Baselines and search; of the minutes in the budget, what `reserve` says of the baselines is left over."""
+    study = session.file.study
+    optuna_study = open_optuna_study(store, create=True, heartbeat=study.workers.heartbeat)
+    baselines = _baselines(session, store, worker)
+    search = Search(study, store, optuna_study, session.target, baselines, worker, session.narrator)
     minutes = study.budget.minutes
-    reserve = _export_seconds(list(baselines.values()), len(study.held_out_cases))
-    search.run(started + minutes * 60 - reserve if minutes else float("inf"))
-    return _exporter(session, store, optuna_study).run(study.export)
+    search.run(session.started + minutes * 60 - reserve(list(baselines.values())) if minutes else float("inf"))
 
 
 def export(session: Session, settings: Export) -> Exported:
     """Exports from what the search has measured so far, by the given rule."""
-    store = session.find()
-    optuna_study = open_optuna_study(store, create=False)
-    return _exporter(session, store, optuna_study).run(settings)
+    return _exporter(session, session.find()).run(settings)
 
 
 def status(session: Session) -> dict[str, Any]:
     """How far a study has come."""
     store = session.find()
     study = session.file.study
-    optuna_study = open_optuna_study(store, create=False)
-    trials = optuna_study.get_trials(deepcopy=False)
-    results = load_results(optuna_study)
+    results = survey(store)
+    states = trial_states(store)
     best = fastest_feasible(results, study.floors)
     last_activity = store.last_activity()
     return {
@@ -145,13 +146,15 @@ def status(session: Session) -> dict[str, Any]:
         "last_activity": last_activity.isoformat() if last_activity else None,
         "generations": store.counts(),
         "trials": {
-            state.name.lower(): sum(trial.state == state for trial in trials)
+            state.name.lower(): states.get(state.name, 0)
             for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING)
         },
+        "workers": store.workers(study.workers.heartbeat),
+        "failures": store.failures(),
         "candidates": len(results),
         "budget_trials": study.budget.trials,
         "feasible": sum(result.feasible(study.floors) for result in results),
-        "best": best.to_dict() if best else None,
+        "best": with_policies(store, [best])[0].to_dict() if best else None,
         "profiles": [
             {"path": record.path, "trial": record.trial_number, "rule": record.rule, "created": str(record.created)}
             for record in store.profiles()
@@ -159,17 +162,93 @@ def status(session: Session) -> dict[str, Any]:
     }
 
 
+def delete(session: Session) -> None:
+    """Removes a study's records, Optuna's included.
+
+    Raises:
+        CalibrateError: If workers are at it.
+    """
+    store = session.find()
+    _refuse_busy(session, store)
+    with contextlib.suppress(KeyError), quiet_optuna():
+        optuna.delete_study(study_name=store.study.name, storage=session.storage.optuna())
+    # Ours goes last: as long as it is there, the same command can be given again.
+    store.delete()
+
+
+def rename(session: Session, name: str) -> list[str]:
+    """Renames a study's records, Optuna's included, in one transaction.
+
+    Returns:
+        Lines for the study file, without which the study would not be found again.
+
+    Raises:
+        CalibrateError: If the name is taken or not allowed, or workers are at it.
+    """
+    study = session.file.study
+    try:
+        Study.model_validate({**study.model_dump(), "name": name})
+    except ValidationError as error:
+        raise CalibrateError(
+            f"name: {name!r} is not allowed; use letters, digits, dots, dashes and underscores."
+        ) from error
+    store = session.find()
+    _refuse_busy(session, store)
+    store.rename(name)
+    return [f"name: {name}", f"storage: {masked_url(study.storage_url)}", f"cache: {study.cache_folder}"]
+
+
+def compare(studies: Sequence[Path]) -> list[dict[str, Any]]:
+    """What sets studies apart: settings, progress, best candidate and newest exported evidence, in the order given.
+
+    Raises:
+        CalibrateError: If a study is missing or was not started.
+    """
+    compared, settings = [], []
+    for path in studies:
+        with open_session(path, Narrator()) as session:
+            state = status(session)
+            profiles = session.find().profiles()
+            settings.append(
+                _flat(session.file.study.model_dump(mode="json", include={"model", "generation", "floors"}))
+            )
+            kept = ("study", "storage", "candidates", "feasible", "best", "generations")
+            compared.append(
+                {key: state[key] for key in kept} | {"exported": profiles[-1].profile["evidence"] if profiles else None}
+            )
+    differing = [name for name in settings[0] if len({str(setting.get(name)) for setting in settings}) > 1]
+    for entry, setting in zip(compared, settings, strict=True):
+        entry["differing_settings"] = {name: setting.get(name) for name in differing}
+    return compared
+
+
+def _flat(data: dict[str, Any]) -> dict[str, Any]:
+    return {f"{part}.{name}": value for part, values in data.items() for name, value in values.items()}
+
+
+def _refuse_busy(session: Session, store: Store) -> None:
+    if workers := store.workers(session.file.study.workers.heartbeat):
+        raise CalibrateError(
+            f"name: {workers} workers are at study {store.study.name!r}; stop them first (one that was killed counts "
+            f"for another {session.file.study.workers.grace_seconds} seconds)."
+        )
+
+
 def pareto_front(session: Session) -> list[dict[str, Any]]:
     """The best trade-offs above the floors, fastest first, and after them what only lies below the floors."""
-    results = load_results(open_optuna_study(session.find(), create=False))
+    store = session.find()
+    results = survey(store)
     floors = session.file.study.floors
     feasible = front([result for result in results if result.feasible(floors)])
     beyond = [result for result in front(results) if result not in feasible]
-    return [{**result.to_dict(), "feasible": result in feasible} for result in feasible + beyond]
+    full = with_policies(store, feasible + beyond)
+    return [{**result.to_dict(), "feasible": number < len(feasible)} for number, result in enumerate(full)]
 
 
 def verify(profile_path: Path, study: Path | None, model: Path | None, narrator: Narrator) -> dict[str, Any]:
     """Measures a profile again on this machine: held-out prompts, stock, exact and SCOPE in one run.
+
+    The result says under `evidence` whether the profile's own figures still hold; None if other cases were measured.
 
     Args:
         profile_path: The profile.
@@ -185,43 +264,59 @@ def verify(profile_path: Path, study: Path | None, model: Path | None, narrator:
     if study is not None:
         file = StudyFile(study)
         spec, generation = file.study.model, file.study.generation
-        cases, folder = file.study.held_out_cases, file.model_path
+        cases, folder, timing = file.study.held_out_cases, file.model_path, file.study.timing
+        scores = Scores(file.study.quality.scores)
     else:
-        spec, generation, cases, folder = _recorded_setup(profile, profile_path, model)
+        spec, generation, cases, folder, timing = _recorded_setup(profile, profile_path, model)
+        # A profile may come from anyone, so functions that it names are not run.
+        scores = Scores()
     target = Target.load(model or folder, spec, generation)
     profile.check_model(target.pipe)
     if mismatches := profile.settings.mismatches(target.settings):
         raise ProfileError("settings", f"the cases would run with other settings than calibrated: {mismatches[0]}")
     narrator.stage("Held-out prompts: stock, exact, SCOPE", len(cases))
+
+    def attach() -> Scope:
+        return apply_scope(target.pipe, profile, on_mismatch="raise")
+
     pairs = []
-    for pair, _ in measure_pairs(target, cases, lambda: apply_scope(target.pipe, profile, on_mismatch="raise")):
+    for pair, _ in measure_pairs(target, cases, attach, scores):
         narrator.advance(str(pair))
         pairs.append(pair)
-    return verdict(pairs)
+    pairs, steadiness = repeat_until_steady(target, pairs, attach, timing, narrator)
+    figures = verdict(pairs)
+    measured_then = {(case.get("prompt"), case.get("seed")) for case in profile.evidence.get("cases", ())}
+    same_cases = {(case.prompt, case.seed) for case in cases} == measured_then
+    hardware, versions = environment.hardware(target.device), environment.versions()
+    return {
+        **figures,
+        "timing": steadiness.to_dict(),
+        "evidence": recheck(profile.evidence, figures, hardware, versions) if same_cases else None,
+    }
 
 
-def _baselines(session: Session, store: Store) -> dict[Case, Baseline]:
+def _baselines(session: Session, store: Store, worker: Worker) -> dict[Case, Baseline]:
     cases = session.file.study.search_cases
-    maker = Baselines(session.target, store, session.file.study.cache_folder)
+    maker = Baselines(session.target, store, worker, session.file.study.cache_folder)
     session.narrator.stage("Baselines: stock and exact", len(cases))
-    baselines = {}
-    for case in cases:
-        baselines[case], reused = maker.get(case)
-        timings = baselines[case].timings
+    made = {}
+    for baseline, reused in maker.all(cases):
+        made[baseline.case] = baseline
+        timings = baseline.timings
         session.narrator.advance(
-            f"{case.label}: stock {timings.stock_seconds:.1f} s, exact {timings.exact_seconds:.1f} s"
+            f"{baseline.case.label}: stock {timings.stock_seconds:.1f} s, exact {timings.exact_seconds:.1f} s"
             + (" (kept from before)" if reused else "")
         )
-    return baselines
+    return {case: made[case] for case in cases}
 
 
-def _exporter(session: Session, store: Store, optuna_study: optuna.Study) -> Exporter:
+def _exporter(session: Session, store: Store) -> Exporter:
     def load() -> Target:
         # The records know which model was measured; another one in its folder must not get its profile.
         session.start()
         return session.target
 
-    return Exporter(session.file, store, optuna_study, load, session.narrator)
+    return Exporter(session.file, store, load, session.narrator)
 
 
 def _export_seconds(baselines: list[Baseline], cases: int) -> float:
@@ -232,7 +327,9 @@ def _export_seconds(baselines: list[Baseline], cases: int) -> float:
     return _EXPORT_MARGIN * cases * per_case + _EXPORT_OVERHEAD_SECONDS
 
 
-def _recorded_setup(profile: Profile, path: Path, model: Path | None) -> tuple[ModelSpec, Generation, list[Case], Path]:
+def _recorded_setup(
+    profile: Profile, path: Path, model: Path | None
+) -> tuple[ModelSpec, Generation, list[Case], Path, Timing]:
     """What the profile itself says about how it was measured."""
     recorded = profile.provenance.get("verify")
     if not isinstance(recorded, dict):
@@ -245,8 +342,9 @@ def _recorded_setup(profile: Profile, path: Path, model: Path | None) -> tuple[M
         spec = ModelSpec.model_validate({**recorded["model_spec"], "path": str(folder)})
         generation = Generation.model_validate(recorded["generation"])
         cases = [Case.model_validate(case) for case in recorded["cases"]]
+        timing = Timing.model_validate(recorded.get("timing", {}))
     except (KeyError, TypeError, ValidationError) as error:
         raise ProfileError("provenance.verify", f"is damaged in {path}; export the profile again") from error
     if not cases:
         raise ProfileError("provenance.verify.cases", f"is empty in {path}; export the profile again")
-    return spec, generation, cases, folder
+    return spec, generation, cases, folder, timing

@@ -1,16 +1,19 @@
 """What is kept in SQL: studies, generations, environments and exported profiles, beside Optuna's own tables."""
 
-from calibrate.store.models import Environment, Generation, ProfileRecord, StudyRecord
-from calibrate.store.storage import Storage, database_failure, masked_url, portable_url
+from calibrate.store.models import Claim, Environment, Generation, ProfileRecord, StudyRecord, WorkerRecord
+from calibrate.store.storage import Heartbeat, Storage, database_failure, masked_url, portable_url
 from calibrate.store.store import Store
 
 __all__ = [
+    "Claim",
     "Environment",
     "Generation",
+    "Heartbeat",
     "ProfileRecord",
     "Storage",
     "Store",
     "StudyRecord",
+    "WorkerRecord",
     "database_failure",
     "masked_url",
     "portable_url",

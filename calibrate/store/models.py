@@ -5,10 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, String, Text, TypeDecorator, text
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, String, Text, TypeDecorator, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-
-SCHEMA_VERSION = 1
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -32,14 +30,6 @@ class Base(DeclarativeBase):
     """Maps Python types to column types."""
 
     type_annotation_map = {dict[str, Any]: JSON, datetime: UtcDateTime, str: Text}  # noqa: RUF012
-
-
-class SchemaVersion(Base):
-    """One row: the version of these tables, from which migrations start."""
-
-    __tablename__ = "scope_schema"
-
-    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
 class StudyRecord(Base):
@@ -90,6 +80,8 @@ class Generation(Base):
             postgresql_where=text("state = 'complete' AND kind IN ('stock', 'exact', 'candidate')"),
         ),
         Index("ix_scope_generation_trial", "study_id", "trial_number"),
+        Index("ix_scope_generation_finished", "study_id", "finished"),
+        Index("ix_scope_generation_kind", "study_id", "kind", "state"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -99,7 +91,7 @@ class Generation(Base):
     trial_number: Mapped[int | None]
     prompt: Mapped[str]
     prompt_digest: Mapped[str] = mapped_column(String(16))
-    seed: Mapped[int]
+    seed: Mapped[int] = mapped_column(BigInteger)
     policy: Mapped[dict[str, Any] | None]
     policy_digest: Mapped[str] = mapped_column(String(16))
     settings: Mapped[dict[str, Any]]
@@ -131,3 +123,26 @@ class ProfileRecord(Base):
     path: Mapped[str]
     profile: Mapped[dict[str, Any]]
     created: Mapped[datetime]
+
+
+class WorkerRecord(Base):
+    """A process that works on a study. One whose `seen` is old, or that has `finished`, holds nothing any more."""
+
+    __tablename__ = "scope_worker"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("scope_study.id", ondelete="CASCADE"), index=True)
+    started: Mapped[datetime]
+    seen: Mapped[datetime]
+    finished: Mapped[datetime | None]
+
+
+class Claim(Base):
+    """A piece of work that one worker does and the others leave alone for as long as that worker lives."""
+
+    __tablename__ = "scope_claim"
+
+    study_id: Mapped[int] = mapped_column(ForeignKey("scope_study.id", ondelete="CASCADE"), primary_key=True)
+    work: Mapped[str] = mapped_column(String(80), primary_key=True)
+    worker_id: Mapped[int] = mapped_column(ForeignKey("scope_worker.id", ondelete="CASCADE"), index=True)
+    since: Mapped[datetime]

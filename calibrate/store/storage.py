@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy.exc
-from sqlalchemy import URL, Engine, create_engine, event, make_url, select
+from filelock import FileLock
+from sqlalchemy import URL, Engine, create_engine, event, func, make_url, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session, sessionmaker
 
 from calibrate.errors import CalibrateError
-from calibrate.store.models import SCHEMA_VERSION, Base, SchemaVersion
+from calibrate.store import schema
 
 _SECRET = re.compile("pass|token|secret", re.IGNORECASE)
 # How long a writer waits for another one before SQLite reports "database is locked".
 _BUSY_SECONDS = 60
+# Names our lock among all advisory locks of a PostgreSQL database: "SCOPE" in ASCII.
+_LOCK_KEY = 0x53434F5045
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """How a process shows that it lives.
+
+    Attributes:
+        interval: Seconds between two signs of life.
+        grace: Seconds of silence after which it is taken for dead and others take over its work.
+    """
+
+    interval: int = 30
+    grace: int = 120
 
 
 class Storage:
@@ -31,7 +52,7 @@ class Storage:
     """
 
     def __init__(self, url: str, *, create: bool = True) -> None:
-        """Opens the database and makes missing tables.
+        """Opens the database, makes missing tables and brings old ones up to date.
 
         Args:
             url: An SQLAlchemy URL, SQLite or PostgreSQL (`postgresql+psycopg://...`).
@@ -46,21 +67,51 @@ class Storage:
             _prepare_file(self.url, create)
         try:
             self.engine = _engine(self.url)
-            Base.metadata.create_all(self.engine)
             self.sessions = sessionmaker(self.engine, expire_on_commit=False)
-            with self.sessions.begin() as session:
-                self._check_version(session)
+            self._bring_up_to_date()
         except (sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError) as error:
             raise CalibrateError(self.explain(error)) from error
 
-    def optuna(self) -> optuna.storages.RDBStorage:
-        """Optuna's own storage, in the same database."""
+    @staticmethod
+    def probe(url: str) -> None:
+        """Makes sure that a database can be used, without making one.
+
+        Raises:
+            CalibrateError: If it cannot.
+        """
+        parsed = _parse(url)
+        path = Path(parsed.database or "")
+        if parsed.get_backend_name() != "sqlite" or path.is_file():
+            Storage(url, create=False).close()
+            return
+        _refuse_memory(parsed)
+        folder = next(folder for folder in path.resolve().parents if folder.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise CalibrateError(f"storage: {path} cannot be made in {folder}; choose another path.")
+
+    def optuna(self, heartbeat: Heartbeat | None = None) -> optuna.storages.RDBStorage:
+        """Optuna's own storage, in the same database.
+
+        Args:
+            heartbeat: How running trials show that they live; None for those who only read.
+        """
         try:
-            return optuna.storages.RDBStorage(
-                self.url.render_as_string(hide_password=False), engine_kwargs=_engine_options(self.url)
-            )
+            # Optuna makes its tables one by one; two processes that do so at once would trip over each other.
+            with self._alone():
+                return optuna.storages.RDBStorage(
+                    self.url.render_as_string(hide_password=False),
+                    engine_kwargs=_engine_options(self.url),
+                    heartbeat_interval=heartbeat.interval if heartbeat else None,
+                    grace_period=heartbeat.grace if heartbeat else None,
+                )
         except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
             raise CalibrateError(self.explain(error)) from error
+
+    def now(self, session: Session) -> datetime:
+        """The time that all processes on this database agree on: the server's, or for a file this machine's."""
+        if self.url.get_backend_name() == "sqlite":
+            return datetime.now(UTC)
+        return session.execute(select(func.clock_timestamp())).scalar_one()
 
     def explain(self, error: Exception) -> str:
         """One sentence for a failure of this database, without its password."""
@@ -70,15 +121,35 @@ class Storage:
         """Closes all connections."""
         self.engine.dispose()
 
-    def _check_version(self, session: Session) -> None:
-        version = session.scalar(select(SchemaVersion.version))
-        if version is None:
-            session.add(SchemaVersion(version=SCHEMA_VERSION))
-        elif version != SCHEMA_VERSION:
-            raise CalibrateError(
-                f"storage: {masked_url(self.url)}: the database has schema version {version} and this program knows "
-                f"{SCHEMA_VERSION}; use a matching version of scope-calibrate or another database."
-            )
+    def _bring_up_to_date(self) -> None:
+        with self.engine.connect() as connection:
+            if schema.revision_of(connection) == schema.REVISION:
+                return
+        with self._alone(), self.engine.begin() as connection:
+            try:
+                schema.upgrade(connection)
+            except schema.NewerSchema as newer:
+                raise CalibrateError(
+                    f"storage: {masked_url(self.url)}: the database has schema version {newer} and this program knows "
+                    f"{schema.REVISION}; update scope-calibrate or use another database."
+                ) from newer
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other processes from changing tables meanwhile; the system ends it with the process, whatever happens.
+
+        SQLite files are guarded by a lock file beside them, servers by a lock of their own.
+        """
+        if self.url.get_backend_name() == "sqlite":
+            with FileLock(f"{self.url.database}.lock"):
+                yield
+            return
+        with self.engine.connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK_KEY})
 
 
 def masked_url(url: str | URL) -> str:
@@ -123,17 +194,21 @@ def _parse(url: str) -> URL:
 
 def _prepare_file(url: URL, create: bool) -> None:
     """Makes the folder of an SQLite file, or says that there is no such file."""
-    if not url.database or url.database == ":memory:":
-        raise CalibrateError(
-            "storage: SQLite needs a file to keep a study in; write for example sqlite:///runs/study.db."
-        )
-    path = Path(url.database)
+    _refuse_memory(url)
+    path = Path(url.database or "")
     if not create and not path.exists():
         raise CalibrateError(f"storage: {path} does not exist yet; start the study with `scope-calibrate run`.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise CalibrateError(f"storage: the folder {path.parent} cannot be made; choose another path.") from error
+
+
+def _refuse_memory(url: URL) -> None:
+    if not url.database or url.database == ":memory:":
+        raise CalibrateError(
+            "storage: SQLite needs a file to keep a study in; write for example sqlite:///runs/study.db."
+        )
 
 
 def _engine_options(url: URL) -> dict[str, Any]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, inspect, select, update
+from sqlalchemy.exc import IntegrityError
 
 from calibrate.errors import CalibrateError
 from calibrate.files import digest
-from calibrate.store.models import Environment, Generation, ProfileRecord, StudyRecord
-from calibrate.store.storage import Storage
+from calibrate.store.models import Environment, Generation, ProfileRecord, StudyRecord, WorkerRecord
+from calibrate.store.optuna_tables import STUDIES
+from calibrate.store.storage import Heartbeat, Storage
 
 FULL_COMPUTE = "full-compute"
 
@@ -45,22 +48,20 @@ class Store:
             CalibrateError: If a study of that name exists with other fixed parts or another model; its measurements
                 could not be compared with new ones.
         """
+        new = StudyRecord(
+            name=name,
+            yaml_text=yaml_text,
+            fixed_digest=digest(fixed_parts),
+            fixed_parts=fixed_parts,
+            settings=settings,
+            model=model,
+            created=datetime.now(UTC),
+        )
+        _add_unless_there(storage, new)
         with storage.sessions.begin() as session:
-            record = session.scalar(select(StudyRecord).where(StudyRecord.name == name))
-            if record is None:
-                record = StudyRecord(
-                    name=name,
-                    yaml_text=yaml_text,
-                    fixed_digest=digest(fixed_parts),
-                    fixed_parts=fixed_parts,
-                    settings=settings,
-                    model=model,
-                    created=datetime.now(UTC),
-                )
-                session.add(record)
-            else:
-                _refuse_changes(record, fixed_parts, model)
-                record.yaml_text = yaml_text
+            record = session.scalars(select(StudyRecord).where(StudyRecord.name == name)).one()
+            _refuse_changes(record, fixed_parts, model)
+            record.yaml_text = yaml_text
         return cls(storage, record)
 
     @classmethod
@@ -76,16 +77,39 @@ class Store:
             raise CalibrateError(f"name: study {name!r} has not been started; start it with `scope-calibrate run`.")
         return cls(storage, record)
 
+    def delete(self) -> None:
+        """Removes the study with everything that was recorded for it."""
+        with self.storage.sessions.begin() as session:
+            # The database removes what hangs on the study; loading it first would take long.
+            session.execute(delete(StudyRecord).where(StudyRecord.id == self.study.id))
+
+    def rename(self, name: str) -> None:
+        """Gives the study another name, in Optuna's table too.
+
+        Raises:
+            CalibrateError: If there is a study of that name.
+        """
+        try:
+            with self.storage.sessions.begin() as session:
+                session.execute(update(StudyRecord).where(StudyRecord.id == self.study.id).values(name=name))
+                if inspect(session.connection()).has_table(STUDIES.name):
+                    session.execute(
+                        update(STUDIES).where(STUDIES.c.study_name == self.study.name).values(study_name=name)
+                    )
+        except IntegrityError as error:
+            raise CalibrateError(f"name: there is a study {name!r} already; choose another name.") from error
+
     def environment(self, hardware: dict[str, Any], versions: dict[str, Any]) -> int:
         """The id of the environment, recorded once."""
         key = digest({"hardware": hardware, "versions": versions})
-        with self.storage.sessions.begin() as session:
-            record = session.scalar(select(Environment).where(Environment.digest == key))
-            if record is None:
-                record = Environment(digest=key, hardware=hardware, versions=versions)
-                session.add(record)
-                session.flush()
-            return record.id
+        query = select(Environment.id).where(Environment.digest == key)
+        with self.storage.sessions() as session:
+            known = session.scalar(query)
+        if known is not None:
+            return known
+        _add_unless_there(self.storage, Environment(digest=key, hardware=hardware, versions=versions))
+        with self.storage.sessions() as session:
+            return session.scalars(query).one()
 
     def add(self, generation: Generation) -> Generation:
         """Records a generation of this study, with its digests filled in."""
@@ -95,6 +119,16 @@ class Store:
         with self.storage.sessions.begin() as session:
             session.add(generation)
         return generation
+
+    def record(self, generation: Generation) -> Generation:
+        """Records a generation, unless another worker has measured the same meanwhile; gives the one that counts."""
+        try:
+            return self.add(generation)
+        except IntegrityError:
+            first = self.measured(generation.kind, generation.policy, generation.prompt, generation.seed)
+            if first is None:
+                raise
+            return first
 
     def measured(self, kind: str, policy: dict[str, Any] | None, prompt: str, seed: int) -> Generation | None:
         """The complete measurement of a policy on a case, if there is one."""
@@ -130,6 +164,26 @@ class Store:
                 counts[key] = counts.get(key, 0) + count
         return counts
 
+    def failures(self) -> dict[str, int]:
+        """How many generations failed, by reason, the most frequent first."""
+        query = (
+            select(Generation.reason, func.count())
+            .where(Generation.study_id == self.study.id, Generation.state == "failed")
+            .group_by(Generation.reason)
+            .order_by(func.count().desc())
+        )
+        with self.storage.sessions() as session:
+            return {reason or "unknown": count for reason, count in session.execute(query)}
+
+    def workers(self, heartbeat: Heartbeat) -> int:
+        """How many workers are at it."""
+        with self.storage.sessions() as session:
+            silent = self.storage.now(session) - timedelta(seconds=heartbeat.grace)
+            query = select(func.count()).where(
+                WorkerRecord.study_id == self.study.id, WorkerRecord.finished.is_(None), WorkerRecord.seen >= silent
+            )
+            return session.execute(query).scalar_one()
+
     def add_profile(self, trial_number: int, rule: str, path: str, profile: dict[str, Any]) -> None:
         """Records an export."""
         with self.storage.sessions.begin() as session:
@@ -151,8 +205,22 @@ class Store:
             return session.scalars(query).all()
 
 
+def _given(part: Any) -> Any:
+    """A part without the fields that are left out, so that a study outlives the addition of optional fields."""
+    if isinstance(part, dict):
+        return {name: _given(value) for name, value in part.items() if value is not None}
+    return part
+
+
+def _add_unless_there(storage: Storage, record: StudyRecord | Environment) -> None:
+    """Adds a record with a unique name; if another process was first, its record stays."""
+    with contextlib.suppress(IntegrityError), storage.sessions.begin() as session:
+        session.add(record)
+
+
 def _refuse_changes(record: StudyRecord, fixed_parts: dict[str, Any], model: dict[str, Any]) -> None:
-    changed = [field for field, value in fixed_parts.items() if record.fixed_parts.get(field) != value]
+    before = record.fixed_parts
+    changed = [field for field, value in fixed_parts.items() if _given(before.get(field)) != _given(value)]
     if record.model != model:
         changed.append("model (the files in its folder)")
     if changed:

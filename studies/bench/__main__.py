@@ -37,6 +37,14 @@ def errors(as_json: AsJson = False, picture: Path | None = None) -> None:
     _show(measure(picture), as_json)
 
 
+@app.command()
+def store(as_json: AsJson = False, generations: int = 100_000) -> None:
+    """What looking at a large study takes: its status, its front and a page of its generations."""
+    from studies.bench.store import measure
+
+    _show(measure(generations), as_json)
+
+
 def _show(figures: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(figures, indent=2, allow_nan=False))

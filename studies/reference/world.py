@@ -254,6 +254,19 @@ def judge(spec: SceneSpec, tracks: Sequence[Track]) -> Verdict:
     )
 
 
+def caption_score(prompt: str, frames: Frames) -> float:
+    """How far a clip shows what its caption says, for `quality.scores` of a study: 1, 0.5 or 0.
+
+    Half of it is for exactly the captioned colours, half for their moving in the captioned direction.
+
+    Args:
+        prompt: a caption of this world.
+        frames: float frames [frames, height, width, 3] in [0, 1], at least 12 of them.
+    """
+    verdict = judge(parse_caption(prompt), measure(np.asarray(frames, dtype=np.float32) * 2 - 1))
+    return (verdict.colours + verdict.direction) / 2
+
+
 def _sample_objects(rng: np.random.Generator, spec: SceneSpec) -> tuple[Shape, ...]:
     """Place the objects so that none bounces in the first third and none touches another at the start."""
     velocity = SPEEDS[spec.speed] * np.asarray(DIRECTIONS[spec.direction], dtype=np.float64)

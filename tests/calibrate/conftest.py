@@ -35,6 +35,7 @@ TINY_STUDY: dict[str, Any] = {
     "search": {"max_skip": {"low": 1, "high": 4}, "warmup": {"low": 1, "high": 4}},
     "floors": {"psnr_db": 20.0, "psnr_worst_prompt_db": 15.0},
     "budget": {"trials": 5},
+    "timing": {"max_repeats": 1},
 }
 
 

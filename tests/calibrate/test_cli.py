@@ -114,11 +114,21 @@ def test_verify_measures_again_and_prints_what_the_evidence_holds(finished: Work
         "flicker",
         "motion_error_px",
         "worst_prompt",
+        "scores",
+        "intervals",
+        "timing",
+        "evidence",
     }
     assert set(figures["exact"]) == {"speedup_denoise", "max_abs_diff"}
     evidence = Profile.load(finished.folder / "profiles/tiny.json").evidence
     for name in ("speedup_evaluations", "psnr_db", "psnr_worst_frame_db", "ssim", "n"):
         assert figures[name] == pytest.approx(evidence[name], rel=1e-4)
+    rechecked = {entry["figure"]: entry["holds"] for entry in figures["evidence"]["figures"]}
+    assert all(holds for name, holds in rechecked.items() if "speedup_" not in name)
+    assert rechecked["speedup_evaluations"]
+    assert figures["evidence"]["differs"] == {}
+    low, high = (figures["intervals"]["psnr_db"][end] for end in ("mean_low", "mean_high"))
+    assert low <= figures["psnr_db"] <= high
 
 
 def test_verify_takes_another_folder_and_refuses_another_model(finished: Workplace, tmp_path: Path) -> None:

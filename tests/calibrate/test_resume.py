@@ -58,7 +58,9 @@ def _wait_for_candidates(url: str, database: Path | None, number: int, process: 
 def test_a_killed_run_is_completed_by_the_same_command(
     make_workplace: Callable[..., Workplace], database_url: str
 ) -> None:
-    workplace = make_workplace(storage=database_url, budget={"trials": 4}, name="killed")
+    workplace = make_workplace(
+        storage=database_url, budget={"trials": 4}, name="killed", workers={"heartbeat_seconds": 1, "grace_seconds": 2}
+    )
     database = Path(database_url.removeprefix("sqlite:///")) if database_url.startswith("sqlite") else None
     chance = random.Random()
     for already in (chance.randint(0, 2), chance.randint(3, 6)):
@@ -83,20 +85,6 @@ def test_a_killed_run_is_completed_by_the_same_command(
     assert status["generations"] == {
         "stock": 2, "exact": 2, "candidate": 8, "held_out_stock": 2, "held_out_exact": 2, "held_out_scope": 2,
     }  # fmt: skip
-
-
-def test_a_second_run_beside_the_first_is_refused(make_workplace: Callable[..., Workplace]) -> None:
-    workplace = make_workplace(budget={"trials": 200}, name="twice")
-    database = workplace.folder / "runs/twice.db"
-    process = _start(workplace)
-    try:
-        _wait_for_candidates(f"sqlite:///{database}", database, 1, process)
-        result = workplace.scope("run", "study.yaml")
-    finally:
-        process.kill()
-        process.wait()
-    assert result.exit_code == 2
-    assert "another process is running study 'twice'" in result.stderr
 
 
 def test_a_damaged_baseline_is_made_anew(make_workplace: Callable[..., Workplace]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import optuna
 import pytest
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
@@ -10,6 +11,8 @@ from sqlalchemy.exc import IntegrityError
 from calibrate.errors import CalibrateError
 from calibrate.search import open_optuna_study
 from calibrate.store import Generation, Storage, Store, masked_url, portable_url
+from calibrate.store.models import Base
+from calibrate.store.schema import VERSION_TABLE
 
 POLICY = {"warmup": 3, "max_skip": 4}
 
@@ -98,17 +101,17 @@ def test_optunas_tables_live_beside_ours(storage: Storage) -> None:
     open_optuna_study(store, create=True)
     tables = set(inspect(storage.engine).get_table_names())
     ours = {name for name in tables if name.startswith("scope_")}
-    assert {"scope_study", "scope_generation", "scope_environment", "scope_profile", "scope_schema"} == ours
-    assert {"studies", "trials"} <= tables - ours
-    assert len(Storage(storage.url.render_as_string(hide_password=False)).sessions().execute(
-        text("SELECT version FROM scope_schema")
-    ).all()) == 1  # fmt: skip
+    assert ours == set(Base.metadata.tables) | {VERSION_TABLE}
+    assert {"studies", "trials", "alembic_version"} <= tables - ours
+    assert optuna.load_study(
+        study_name="s", storage=storage.url.render_as_string(hide_password=False)
+    ).directions == [optuna.study.StudyDirection.MAXIMIZE] * 2  # fmt: skip
 
 
 def test_a_newer_schema_is_refused(storage: Storage) -> None:
     with storage.engine.begin() as connection:
-        connection.execute(text("UPDATE scope_schema SET version = 99"))
-    with pytest.raises(CalibrateError, match="schema version 99"):
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0099'"))
+    with pytest.raises(CalibrateError, match="schema version 0099.*update scope-calibrate"):
         Storage(storage.url.render_as_string(hide_password=False))
 
 

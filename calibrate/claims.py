@@ -1,0 +1,118 @@
+"""Who does what: a process registers as a worker, shows that it lives, and claims pieces of work.
+
+A claim holds for as long as its worker lives. A worker that was killed falls silent, and after the grace period its
+claims are taken over. Measurements stay safe even if a worker was only slow: the store keeps the first of two.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import delete, or_, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from calibrate.store import Claim, Heartbeat, Store, WorkerRecord
+
+# How often someone who waits for another worker looks again.
+_POLL_SECONDS = 0.5
+
+
+class Worker:
+    """This process among the workers of a study; to be used in a `with` block."""
+
+    def __init__(self, store: Store, heartbeat: Heartbeat) -> None:
+        """Prepares the registration.
+
+        Args:
+            store: The study's records.
+            heartbeat: How often to show life, and when others count as dead; equal for all workers of a study.
+        """
+        self.store = store
+        self.heartbeat = heartbeat
+        self.id = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="scope-heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        with self.store.storage.sessions.begin() as session:
+            now = self.store.storage.now(session)
+            record = WorkerRecord(study_id=self.store.study.id, started=now, seen=now)
+            session.add(record)
+            session.flush()
+            self.id = record.id
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        # A database that is gone has raised already; its complaint about the farewell would hide that.
+        with suppress(SQLAlchemyError), self.store.storage.sessions.begin() as session:
+            session.execute(delete(Claim).where(Claim.worker_id == self.id))
+            now = self.store.storage.now(session)
+            session.execute(update(WorkerRecord).where(WorkerRecord.id == self.id).values(seen=now, finished=now))
+
+    def try_claim(self, work: str) -> bool:
+        """Takes on a piece of work unless a living worker has it; says whether that succeeded.
+
+        Args:
+            work: Its name, at most 80 characters.
+        """
+        storage, study = self.store.storage, self.store.study.id
+        with storage.sessions.begin() as session:
+            now = storage.now(session)
+            silent = now - timedelta(seconds=self.heartbeat.grace)
+            dead = select(WorkerRecord.id).where(or_(WorkerRecord.finished.is_not(None), WorkerRecord.seen < silent))
+            taken_over = session.scalar(
+                update(Claim)
+                .where(Claim.study_id == study, Claim.work == work, Claim.worker_id.in_(dead))
+                .values(worker_id=self.id, since=now)
+                .returning(Claim.worker_id)
+                .execution_options(synchronize_session=False)
+            )
+        if taken_over is not None:
+            return True
+        try:
+            with storage.sessions.begin() as session:
+                session.add(Claim(study_id=study, work=work, worker_id=self.id, since=now))
+        except IntegrityError:
+            return False
+        return True
+
+    def release(self, work: str) -> None:
+        """Gives back a claim, so that others need not wait for the end of this worker."""
+        with self.store.storage.sessions.begin() as session:
+            session.execute(
+                delete(Claim).where(
+                    Claim.study_id == self.store.study.id, Claim.work == work, Claim.worker_id == self.id
+                )
+            )
+
+    @contextmanager
+    def claimed(self, work: str) -> Iterator[None]:
+        """Holds a claim, after waiting for it if another worker has it."""
+        while not self.try_claim(work):
+            self.wait()
+        try:
+            yield
+        finally:
+            self.release(work)
+
+    def wait(self) -> None:
+        """Lets a moment pass before looking again at what others do."""
+        time.sleep(_POLL_SECONDS)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.heartbeat.interval):
+            # A database that cannot be reached for a moment is no reason to fall silent for good.
+            with suppress(SQLAlchemyError), self.store.storage.sessions.begin() as session:
+                now = self.store.storage.now(session)
+                session.execute(update(WorkerRecord).where(WorkerRecord.id == self.id).values(seen=now))

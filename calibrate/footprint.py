@@ -1,0 +1,212 @@
+"""What generations of a study take in memory, disk and arithmetic, from configuration files alone: no weights loaded.
+
+Everything here is an estimate. Weights and context are exact up to alignment; activations are not counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibrate.errors import CalibrateError
+from calibrate.study_file import Generation
+from scope_runtime.context import context_bytes
+
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The shapes that a model's configuration and a study's generation settings give.
+
+    Attributes:
+        layers: Of the transformer.
+        width: Heads times head dimension.
+        ffn_width: Of the feed-forward layers.
+        channels: Of the latents.
+        latent_frames: Of one window; a long video has several.
+        windows: Of a generation.
+        latent_height: In latent pixels.
+        latent_width: In latent pixels.
+        patches: Tokens per latent frame.
+        branches: Guidance branches.
+        itemsize: Bytes per number in the study's data type.
+        generation: The study's settings.
+    """
+
+    layers: int
+    width: int
+    ffn_width: int
+    channels: int
+    latent_frames: int
+    windows: int
+    latent_height: int
+    latent_width: int
+    patches: int
+    branches: int
+    itemsize: int
+    generation: Generation
+
+    @classmethod
+    def of(cls, folder: Path, generation: Generation, torch_dtype: str) -> Footprint:
+        """Reads a pipeline's configuration.
+
+        Args:
+            folder: A diffusers folder.
+            generation: Settings of the pipeline call.
+            torch_dtype: Name of the data type that the pipeline is loaded in.
+
+        Raises:
+            CalibrateError: If a configuration file is missing or lacks a field.
+        """
+        transformer, vae = read_config(folder / "transformer"), read_config(folder / "vae")
+        try:
+            _, patch_height, patch_width = transformer["patch_size"]
+            halved_in_time = vae["temperal_downsample"]
+            height, width = (size // 2 ** len(halved_in_time) for size in (generation.height, generation.width))
+            per_latent_frame = 2 ** sum(halved_in_time)
+            window = (min(generation.num_frames, generation.base_num_frames) - 1) // per_latent_frame + 1
+            return cls(
+                layers=transformer["num_layers"],
+                width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
+                ffn_width=transformer["ffn_dim"],
+                channels=transformer["in_channels"],
+                latent_frames=window,
+                windows=_windows(generation, window, per_latent_frame),
+                latent_height=height,
+                latent_width=width,
+                patches=(height // patch_height) * (width // patch_width),
+                branches=2 if generation.guidance_scale > 1 else 1,
+                itemsize=getattr(torch, torch_dtype).itemsize,
+                generation=generation,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrateError(
+                f"model.path: {folder} has an incomplete transformer/config.json or vae/config.json ({error}); "
+                "download the pipeline again."
+            ) from error
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of latent frames that share a noise level."""
+        return self.latent_frames // self.generation.causal_block_size
+
+    @property
+    def rows(self) -> int:
+        """Iterations of the denoising loop in one window."""
+        return self.generation.num_inference_steps + self.generation.ar_step * max(0, self.blocks - 1)
+
+    @property
+    def context_bytes(self) -> int:
+        """Captured keys and values of exact mode at the end of a generation; none under bidirectional attention."""
+        if self.generation.causal_block_size == 1:
+            return 0
+        return context_bytes(
+            layers=self.layers,
+            width=self.width,
+            tokens=self.generation.causal_block_size * self.patches,
+            blocks=self.blocks - 1,
+            branches=self.branches,
+            batch=1,
+            itemsize=self.itemsize,
+        )
+
+    @property
+    def mask_bytes(self) -> int:
+        """The dense attention mask that the stock pipeline builds, one byte for each pair of tokens."""
+        return (self.latent_frames * self.patches) ** 2 if self.generation.causal_block_size > 1 else 0
+
+    @property
+    def baseline_bytes(self) -> int:
+        """A baseline's file: latents and decoded frames in float32."""
+        settings = self.generation
+        frames = settings.num_frames * settings.height * settings.width * 3
+        latents = self.channels * self.windows * self.latent_frames * self.latent_height * self.latent_width
+        return _FLOAT32_BYTES * (frames + latents)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of one stock generation's transformer calls; text encoder and VAE not counted."""
+        tokens = self.latent_frames * self.patches
+        projections = 12 * tokens * self.width**2  # self-attention's four, cross-attention's query and output
+        feed_forward = 4 * tokens * self.width * self.ffn_width
+        attention = 4 * tokens**2 * self.width
+        return float(self.windows * self.rows * self.branches * self.layers * (projections + feed_forward + attention))
+
+
+def _windows(generation: Generation, window: int, per_latent_frame: int) -> int:
+    """Windows of a generation, as the pipeline counts them."""
+    beyond = (generation.num_frames - 1) // per_latent_frame + 1 - window
+    if beyond <= 0 or generation.overlap_history is None:
+        return 1
+    overlap = (generation.overlap_history - 1) // per_latent_frame + 1
+    return 2 + (beyond - 1) // max(1, window - overlap)
+
+
+def read_config(component: Path) -> dict[str, Any]:
+    """The `config.json` of a pipeline's component.
+
+    Raises:
+        CalibrateError: If it is missing or damaged.
+    """
+    path = component / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CalibrateError(f"model.path: {path} is missing or damaged; download the pipeline again.") from error
+
+
+def weight_files(component: Path) -> list[Path]:
+    """The safetensors files of a component, all shards that its index names included.
+
+    Raises:
+        CalibrateError: If there are none, or a shard is missing.
+    """
+    for index in sorted(component.glob("*.safetensors.index.json")):
+        shards = sorted({component / name for name in json.loads(index.read_text())["weight_map"].values()})
+        for shard in shards:
+            if not shard.is_file():
+                raise CalibrateError(f"model.path: {shard} is missing; download the pipeline again.")
+        return shards
+    found = sorted(component.glob("*.safetensors"))
+    if not found:
+        raise CalibrateError(
+            f"model.path: {component} holds no weights in safetensors files; download the pipeline again."
+        )
+    return found
+
+
+def stored_parameters(files: list[Path]) -> int:
+    """How many numbers safetensors files hold, read from their headers.
+
+    Raises:
+        CalibrateError: If a file is truncated or damaged.
+    """
+    return sum(_product(tensor["shape"]) for path in files for tensor in _header(path))
+
+
+def _header(path: Path) -> Iterator[Mapping[str, Any]]:
+    """What a safetensors file says about its tensors."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+            end = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CalibrateError(f"model.path: {path} is damaged; download the pipeline again.") from error
+    if path.stat().st_size < end:
+        raise CalibrateError(f"model.path: {path} is truncated; download the pipeline again.")
+    yield from tensors
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,86 @@
+"""Whether the evidence that a profile carries still holds for figures that were measured anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# By how much a figure may fall behind the recorded one: relative for speeds, absolute for quality.
+_SPEEDS = {"speedup_evaluations": 0.01, "speedup_denoise": 0.15, "speedup_end_to_end": 0.15}
+_QUALITY = {
+    "psnr_db": 0.5,
+    "psnr_worst_prompt_db": 0.5,
+    "psnr_worst_frame_db": 1.0,
+    "ssim": 0.005,
+    "temporal_psnr_db": 0.5,
+}
+# Rounding differs between machines; what exact mode may differ from stock by on any of them.
+_EXACT_DIFFERENCE, _EXACT_GROWTH = 1e-3, 10.0
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """One figure, then and now.
+
+    Attributes:
+        figure: Its name.
+        recorded: In the profile.
+        measured: On this machine.
+        tolerance: How far it may fall behind, in its own unit.
+        holds: Whether it does not fall further behind than that.
+    """
+
+    figure: str
+    recorded: float
+    measured: float
+    tolerance: float
+    holds: bool
+
+
+def recheck(
+    evidence: Mapping[str, Any], figures: Mapping[str, Any], hardware: Mapping[str, Any], versions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Compares figures with a profile's evidence on the same cases.
+
+    Args:
+        evidence: The profile's.
+        figures: As `calibrate.paired.verdict` returns them.
+        hardware: This machine's.
+        versions: This machine's.
+
+    Returns:
+        `holds` (all figures), `figures` (each with recorded, measured, tolerance, holds), and `differs`: what is other
+        than when the profile was made, hardware and versions, as [recorded, here].
+    """
+    found = []
+    for name, share in _SPEEDS.items():
+        if name in evidence:
+            found.append(_at_least(name, evidence[name], figures[name], share * evidence[name]))
+    for name, tolerance in _QUALITY.items():
+        if name in evidence:
+            found.append(_at_least(name, evidence[name], figures[name], tolerance))
+    if "exact" in evidence:
+        recorded, measured = evidence["exact"]["max_abs_diff"], figures["exact"]["max_abs_diff"]
+        tolerance = max(_EXACT_DIFFERENCE, _EXACT_GROWTH * recorded) - recorded
+        found.append(Recheck("exact.max_abs_diff", recorded, measured, tolerance, measured - recorded <= tolerance))
+    return {
+        "holds": all(entry.holds for entry in found),
+        "figures": [vars(entry) for entry in found],
+        "differs": {
+            **_differences("hardware", evidence.get("hardware", {}), hardware),
+            **_differences("versions", evidence.get("versions", {}), versions),
+        },
+    }
+
+
+def _at_least(name: str, recorded: float, measured: float, tolerance: float) -> Recheck:
+    return Recheck(name, recorded, measured, tolerance, measured >= recorded - tolerance)
+
+
+def _differences(part: str, recorded: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {
+        f"{part}.{name}": [recorded.get(name), here.get(name)]
+        for name in sorted({*recorded, *here})
+        if recorded.get(name) != here.get(name)
+    }

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibrate.footprint import Footprint
+from calibrate.study_file import Generation, StudyFile
+from scope_runtime import exact
+from tests.calibrate.conftest import Workplace
+from tests.tiny import CALL, latents
+
+Make = Callable[..., Workplace]
+STUDIES = Path(__file__).parents[2] / "studies"
+MODELS = {"1.3b": (30, 12, 8960), "14b": (40, 40, 13824)}
+"""Layers, heads and feed-forward width of the published models."""
+
+
+def _examine(workplace: Workplace) -> tuple[int, dict[str, dict[str, Any]]]:
+    result = workplace.scope("doctor", "study.yaml", "--json")
+    report = json.loads(result.stdout)
+    assert report["ok"] == (result.exit_code == 0)
+    return result.exit_code, {check["name"]: check for check in report["checks"]}
+
+
+def test_a_sound_study_passes_and_nothing_is_made(make_workplace: Make) -> None:
+    workplace = make_workplace()
+    code, checks = _examine(workplace)
+    assert code == 0
+    assert {name: check["state"] for name, check in checks.items()} == {
+        "weights": "ok", "device": "ok", "settings": "ok", "memory": "ok", "disk": "ok", "prompts": "warning",
+        "database": "ok", "time": "ok",
+    }  # fmt: skip
+    assert "use three or more" in checks["prompts"]["message"]
+    assert checks["time"]["figures"]["seconds_low"] < checks["time"]["figures"]["seconds_high"]
+    assert sorted(path.name for path in workplace.folder.iterdir()) == ["pipe", "study.yaml"]
+    lines = workplace.scope("doctor", "study.yaml").stdout.splitlines()
+    assert len(lines) == len(checks)
+    assert lines[0].startswith("ok       weights")
+
+
+def test_the_time_of_a_started_study_is_measured(finished: Workplace) -> None:
+    result = finished.scope("doctor", "study.yaml", "--json")
+    time = next(check for check in json.loads(result.stdout)["checks"] if check["name"] == "time")
+    assert time["figures"]["measured"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "fragment"),
+    [
+        ({"model": {"path": "nowhere"}}, "weights", "model_index.json"),
+        ({"model": {"path": "pipe", "device": "cuda:7"}}, "device", "no cuda:7"),
+        ({"generation": CALL | {"num_frames": 29}}, "settings", "no multiple of causal_block_size 3"),
+        ({"storage": "postgresql+psycopg://anna:hunter2@127.0.0.1:1/scope"}, "database", "cannot be reached"),
+        ({"quality": {"scores": [{"name": "s", "function": "nowhere.at_all:s"}]}}, "scores", "cannot be loaded"),
+        ({"storage": "sqlite:////dev/null/x/study.db"}, "database", "choose another path"),
+    ],
+)
+def test_what_would_stop_the_study_fails_with_the_mend(
+    make_workplace: Make, changes: dict[str, Any], name: str, fragment: str
+) -> None:
+    code, checks = _examine(make_workplace(**changes))
+    assert code == 2
+    assert checks[name]["state"] == "failed"
+    assert fragment in checks[name]["message"]
+    assert "hunter2" not in json.dumps(checks)
+
+
+def test_incomplete_weights_are_found_by_reading_headers_alone(make_workplace: Make) -> None:
+    workplace = make_workplace()
+    weights = workplace.folder / "pipe/transformer/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "truncated" in _examine(workplace)[1]["weights"]["message"]
+    weights.unlink()
+    assert "no weights" in _examine(workplace)[1]["weights"]["message"]
+    index = {"weight_map": {"a": "part-1.safetensors"}}
+    weights.with_name("model.safetensors.index.json").write_text(json.dumps(index))
+    assert "part-1.safetensors is missing" in _examine(workplace)[1]["weights"]["message"]
+
+
+def test_the_context_is_that_of_a_real_generation(pipe: Any, tiny_folder: Path) -> None:
+    footprint = Footprint.of(tiny_folder, Generation.model_validate(CALL), "float32")
+    with exact(pipe) as scope:
+        latents(pipe)
+    assert footprint.context_bytes == scope.report.context_bytes
+    assert footprint.windows == 1
+    assert footprint.rows == len(scope.report.windows[0].modes)
+
+
+@pytest.mark.parametrize(("model", "context_gib"), [("1.3b", 14.0), ("14b", 62.3)])
+def test_the_shipped_studies_need_nothing_but_the_checkpoint(tmp_path: Path, model: str, context_gib: float) -> None:
+    file = StudyFile(STUDIES / f"skyreels-v2-df-{model}-540p.yaml")
+    layers, heads, ffn = MODELS[model]
+    configs = {
+        "transformer": {
+            "num_layers": layers, "num_attention_heads": heads, "attention_head_dim": 128, "ffn_dim": ffn,
+            "patch_size": [1, 2, 2], "in_channels": 16,
+        },
+        "vae": {"temperal_downsample": [False, True, True]},
+    }  # fmt: skip
+    for component, config in configs.items():
+        (tmp_path / component).mkdir()
+        (tmp_path / component / "config.json").write_text(json.dumps(config))
+    footprint = Footprint.of(tmp_path, file.study.generation, file.study.model.torch_dtype)
+    assert footprint.context_bytes / 2**30 == pytest.approx(context_gib, abs=0.05)
+    assert footprint.mask_bytes / 2**30 == pytest.approx(2.4, abs=0.05)
+    assert (footprint.blocks, footprint.rows) == (5, 70)
+    assert min(len(file.study.search_cases), len(file.study.held_out_cases)) >= 3
