@@ -12,12 +12,14 @@ import optuna
 from optuna.trial import TrialState
 
 from calibrate.errors import CalibrateError
-from calibrate.quality import Quality, floor_figures
+from calibrate.quality import METRICS, Quality, floor_figures
 from calibrate.store import Generation
 from calibrate.study_file import Floors, Rule
 
 # The trial's user attribute that holds its result.
 RESULT = "result"
+# The memory that a generation took, among its metrics.
+MEMORY = "memory_bytes"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Result:
             policy=policy,
             speedup_evaluations=_ratio([row.stock_evaluations for row in rows], [row.evaluations for row in rows]),
             speedup_denoise=_ratio([row.stock_seconds_denoise for row in rows], [row.seconds_denoise for row in rows]),
-            figures=floor_figures([Quality(**row.metrics or {}) for row in rows]),
+            figures=_figures([row.metrics or {} for row in rows]),
             cases=len(rows),
             stopped=stopped,
         )
@@ -68,6 +70,13 @@ class Result:
             f"{self.speedup_evaluations:.2f}x fewer evaluations at {self.figures['psnr_db']:.1f} dB "
             f"(worst prompt {self.figures['psnr_worst_prompt_db']:.1f} dB)"
         )
+
+
+def _figures(measured: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The figures that floors and ceilings are set on."""
+    qualities = [Quality(**{name: metrics[name] for name in METRICS}) for metrics in measured]
+    memory = {MEMORY: max(metrics[MEMORY] for metrics in measured)} if MEMORY in measured[0] else {}
+    return floor_figures(qualities) | memory
 
 
 def load_results(study: optuna.Study) -> list[Result]:

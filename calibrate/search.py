@@ -7,9 +7,10 @@ parameters, and what had been measured for it is read from the store.
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,14 +23,16 @@ from calibrate.baseline import Baseline
 from calibrate.errors import CalibrateError
 from calibrate.progress import Narrator
 from calibrate.quality import compare
-from calibrate.results import RESULT, Result, fastest_feasible, load_results
+from calibrate.replay import Replay
+from calibrate.replay_sampler import Measured, ReplaySampler
+from calibrate.results import MEMORY, RESULT, Result, fastest_feasible, load_results
 from calibrate.space import Space
 from calibrate.store import Generation, Store
 from calibrate.study_file import Case, Floors, Study
 from calibrate.target import Target
 from scope_runtime import Policy, run_policy
 
-# A candidate whose first prompt is this far below the floor for the worst one is not measured any further.
+# A candidate that has a prompt this far below the floor for the mean is not measured any further.
 _HOPELESS_DB = 6.0
 # Repeats of measured policies are free, but a small space consists of little else after a while.
 _TRIALS_PER_CANDIDATE = 3
@@ -81,9 +84,8 @@ class Search:
         self._take_over()
         done = self._candidates_done()
         self.narrator.stage("Candidates", self.study.budget.trials, done)
-        self.optuna_study.sampler = _sampler(self.study.seed + len(self.optuna_study.get_trials(deepcopy=False)))
-        for parameters in self.space.first_candidates():
-            self.optuna_study.enqueue_trial(parameters, skip_if_exists=True)
+        self.optuna_study.sampler = self._sampler(self.study.seed + len(self.optuna_study.get_trials(deepcopy=False)))
+        self.enqueue(self.space.first_candidates())
         if self._spent(deadline):
             return
         with _quiet_optuna():
@@ -92,6 +94,31 @@ class Search:
                 callbacks=[lambda study, trial: study.stop() if self._spent(deadline) else None],
                 catch=(_CandidateFailed,),
             )
+
+    def enqueue(self, candidates: Sequence[Mapping[str, Any]]) -> None:
+        """Queues candidates to be tried before the search draws its own; ones that it already has are left out."""
+        for parameters in candidates:
+            self.optuna_study.enqueue_trial(dict(parameters), skip_if_exists=True)
+
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        if self.study.search.method == "plain":
+            return _plain_sampler(seed)
+        return ReplaySampler(
+            self.space,
+            Replay([self.baselines[case].trace for case in self.study.search_cases]),
+            self._measured,
+            self.study.floors,
+            min_speedup=self.study.export.min_speedup,
+            seed=seed,
+        )
+
+    def _measured(self) -> list[Measured]:
+        """All real runs of candidates so far."""
+        numbers = {(case.prompt, case.seed): number for number, case in enumerate(self.study.search_cases)}
+        return [
+            Measured(Policy.from_dict(row.policy), numbers[row.prompt, row.seed], row.metrics or {})
+            for row in self.store.complete("candidate")
+        ]
 
     def _objective(self, trial: optuna.Trial) -> tuple[float, float]:
         policy = self.space.suggest(trial)
@@ -153,7 +180,7 @@ class Search:
             with run_policy(self.target.pipe, policy) as scope:
                 denoised = self.target.denoise(case)
             frames, seconds_decode = self.target.decode(denoised.latents)
-            row.metrics = compare(baseline.frames, frames).to_dict()
+            row.metrics = compare(baseline.frames, frames).to_dict() | {MEMORY: self.target.memory_bytes(scope.report)}
         except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
             # Out of memory included: what a candidate needs depends on its choices, so the next one may fit.
             row.state, row.reason, row.finished = "failed", _reason(error), datetime.now(UTC)
@@ -171,12 +198,14 @@ class Search:
 
     def _hopeless(self, row: Generation) -> str | None:
         """Why the other prompts need not be tried, or None."""
-        floors = self.study.floors
-        floor = floors.psnr_db if floors.psnr_worst_prompt_db is None else floors.psnr_worst_prompt_db
-        psnr = (row.metrics or {})["psnr_db"]
-        if floor is None or psnr >= floor - _HOPELESS_DB:
-            return None
-        return f"stopped early: {psnr:.1f} dB on one prompt, {floor:g} dB asked for"
+        floors, figures = self.study.floors, row.metrics or {}
+        if floors.max_memory is not None and figures[MEMORY] > floors.max_memory:
+            return f"stopped early: {figures[MEMORY] / 1e9:.3g} GB, at most {floors.max_memory / 1e9:.3g} allowed"
+        # The worst prompt is at most as good as this one; for the mean it takes a prompt that is far too poor.
+        for floor, slack in ((floors.psnr_worst_prompt_db, 0.0), (floors.psnr_db, _HOPELESS_DB)):
+            if floor is not None and figures["psnr_db"] < floor - slack:
+                return f"stopped early: {figures['psnr_db']:.1f} dB on one prompt, {floor:g} dB asked for"
+        return None
 
     def _take_over(self) -> None:
         """Ends trials that a killed process left behind and queues their parameters once more."""
@@ -199,7 +228,10 @@ class Search:
         )
 
     def _spent(self, deadline: float) -> bool:
-        budget = self.study.budget.trials
+        budget, equivalents = self.study.budget.trials, self.study.budget.equivalents
+        if equivalents is not None and self._equivalents() + self._next_equivalents() > equivalents:
+            self.narrator.say(f"The budget of {equivalents:g} full generations per prompt is spent.")
+            return True
         finished = self.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
         if self._candidates_done() >= budget or len(finished) >= _TRIALS_PER_CANDIDATE * budget:
             return True
@@ -207,6 +239,17 @@ class Search:
             self.narrator.say("The time budget is spent; going on with what has been measured.")
             return True
         return False
+
+    def _equivalents(self) -> float:
+        """Full generations spent per prompt, baselines included."""
+        rows = [row for kind in ("stock", "exact", "candidate") for row in self.store.complete(kind)]
+        spent = sum((row.evaluations or 0) / row.stock_evaluations for row in rows if row.stock_evaluations)
+        return spent / len(self.study.search_cases)
+
+    def _next_equivalents(self) -> float:
+        """What the next candidate will spend of them: as much as the last ones did at the median."""
+        shares = [1 / result.speedup_evaluations for result in load_results(self.optuna_study)]
+        return statistics.median(shares) if shares else 0.0
 
     def _expected_seconds(self) -> float:
         """How long the next candidate will take; before the first, as long as exact runs of all cases."""
@@ -254,7 +297,7 @@ def _quiet_optuna() -> Any:
         yield
 
 
-def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+def _plain_sampler(seed: int) -> optuna.samplers.BaseSampler:
     # The seed moves on with the trials: a continued study must not draw its first random candidates again.
     with _quiet_optuna():
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=8)

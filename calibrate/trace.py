@@ -132,9 +132,7 @@ class TraceRecorder:
         """A window begins."""
         self._windows.append(_Recording(schedule, volatile, self.max_samples))
 
-    def record(
-        self, row: int, branch: str, changes: Mapping[int, float], outputs: Mapping[int, torch.Tensor]
-    ) -> None:
+    def record(self, row: int, branch: str, changes: Mapping[int, float], outputs: Mapping[int, torch.Tensor]) -> None:
         """One model call of the current window."""
         if branch not in self._branches:
             self._branches.append(branch)

@@ -24,6 +24,7 @@ from calibrate.search import Search, open_optuna_study
 from calibrate.store import Storage, Store, masked_url
 from calibrate.study_file import Case, Export, Generation, ModelSpec, StudyFile
 from calibrate.target import Target
+from calibrate.warm_start import neighbours_of
 from scope_runtime import Profile, ProfileError, apply_scope
 
 # What the export does beside generating: metrics, clip, plot.
@@ -93,8 +94,12 @@ def open_session(study: Path, narrator: Narrator, *, create: bool = False) -> It
         session.storage.close()
 
 
-def run(session: Session) -> Exported:
+def run(session: Session, warm_start: Path | None = None) -> Exported:
     """Baselines, search, export: everything that is not there yet.
+
+    Args:
+        session: The study.
+        warm_start: A profile, of other settings perhaps, whose policy and its neighbours are tried first.
 
     Raises:
         CalibrateError: If anything that the user can mend is in the way, another run of the same study included.
@@ -102,20 +107,22 @@ def run(session: Session) -> Exported:
     lock = FileLock(session.lock_path, timeout=0)
     try:
         with lock:
-            return _run_alone(session)
+            return _run_alone(session, Profile.load(warm_start) if warm_start else None)
     except Timeout as error:
         raise CalibrateError(
             f"name: another process is running study {session.file.study.name!r}; wait for it or stop it."
         ) from error
 
 
-def _run_alone(session: Session) -> Exported:
+def _run_alone(session: Session, warm_start: Profile | None) -> Exported:
     started = time.monotonic()
     study = session.file.study
     store = session.start()
     optuna_study = open_optuna_study(store, create=True)
     baselines = _baselines(session, store)
     search = Search(study, store, optuna_study, session.target, baselines, session.narrator)
+    if warm_start is not None:
+        search.enqueue(neighbours_of(warm_start.policy, search.space))
     minutes = study.budget.minutes
     reserve = _export_seconds(list(baselines.values()), len(study.held_out_cases))
     search.run(started + minutes * 60 - reserve if minutes else float("inf"))
@@ -203,6 +210,7 @@ def verify(profile_path: Path, study: Path | None, model: Path | None, narrator:
 def _baselines(session: Session, store: Store) -> dict[Case, Baseline]:
     cases = session.file.study.search_cases
     maker = Baselines(session.target, store, session.file.study.cache_folder)
+    session.narrator.say(f"Traces for replay, per prompt: {session.target.trace_size()}")
     session.narrator.stage("Baselines: stock and exact", len(cases))
     baselines = {}
     for case in cases:

@@ -35,9 +35,7 @@ class Recorder(Protocol):
     def begin(self, schedule: Schedule, volatile: frozenset[int]) -> None:
         """A window begins; its rows follow."""
 
-    def record(
-        self, row: int, branch: str, changes: Mapping[int, float], outputs: Mapping[int, torch.Tensor]
-    ) -> None:
+    def record(self, row: int, branch: str, changes: Mapping[int, float], outputs: Mapping[int, torch.Tensor]) -> None:
         """One model call: how far each active block's modulated input moved (where known), and its raw output."""
 
 

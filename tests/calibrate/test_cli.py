@@ -131,7 +131,7 @@ def test_verify_takes_another_folder_and_refuses_another_model(finished: Workpla
 
 def test_export_by_another_rule(finished: Workplace, make_workplace: Make) -> None:
     result = finished.scope(
-        "export", "study.yaml", "--rule", "best-quality", "--min-speedup", "1.01", "--output", "best.json", "--json"
+        "export", "study.yaml", "--rule", "best-quality", "--target-speedup", "1.01", "--output", "best.json", "--json"
     )
     assert result.exit_code == 0, result.output
     exported = json.loads(result.stdout)
@@ -141,7 +141,7 @@ def test_export_by_another_rule(finished: Workplace, make_workplace: Make) -> No
     fastest = Profile.load(finished.folder / "profiles/tiny.json").evidence
     assert best.evidence["search"]["psnr_db"] >= fastest["search"]["psnr_db"]
     _assert_refused(
-        finished.scope("export", "study.yaml", "--min-speedup", "90", "--output", "fast.json"), "export.min_speedup"
+        finished.scope("export", "study.yaml", "--target-speedup", "90", "--output", "fast.json"), "export.min_speedup"
     )
     _assert_refused(finished.scope("export", "study.yaml", "--rule", "best-quality"), "export", "needs min_speedup")
     _assert_refused(finished.scope("export", "study.yaml", "--rule", "loudest"), "export: rule", "knee")
