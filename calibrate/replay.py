@@ -22,9 +22,12 @@ from calibrate.trace import Trace, WindowTrace
 from scope_runtime import Phase, Policy, Schedule, plan_of
 from scope_runtime.context import Pass
 from scope_runtime.engine import Engine
+from scope_runtime.policy import needs_stale_context
 
 # Noise levels are told apart by as many bins of equal width in sigma.
 LEVELS = 8
+# The levels, and staleness.
+CHANNELS = LEVELS + 1
 # Replays kept; a second look at a plan is free.
 _REMEMBERED = 20_000
 
@@ -41,9 +44,10 @@ class Replayed:
         extrapolation: What else decides the outputs: order and step-ratio limit.
         evaluations: Block evaluations per case.
         stock_evaluations: Of the stock pipeline, per case.
-        errors: Magnitudes [cases, blocks, `LEVELS`]: root mean square error of the outputs used, times the step in
-            sigma that they were used for, summed over the skipped updates within a level of sigma (lowest first).
-            Blocks are those of all windows.
+        errors: Magnitudes [cases, blocks, `CHANNELS`]: root mean square error of the outputs used, times the step in
+            sigma that they were used for, summed over the skipped updates within a level of sigma (lowest first). The
+            last channel holds what recomputed blocks see of others' older rows: how far the outputs of these have moved
+            since, times the recomputed block's step. Blocks are those of all windows.
     """
 
     plans: tuple[Modes, ...]
@@ -129,7 +133,7 @@ def _replay_together(policy: Policy, traces: Sequence[Trace], *, combined: bool)
 def _replay_window(
     policy: Policy, traces: Sequence[Trace], windows: Sequence[WindowTrace], *, combined: bool
 ) -> tuple[Engine, NDArray[np.float64]]:
-    """Runs the engine over one window of cases that share their decisions; errors are [cases, blocks, levels]."""
+    """Runs the engine over one window of cases that share their decisions; errors are [cases, blocks, channels]."""
     schedule = windows[0].schedule
     branched = [_pad(window.outputs, max(w.outputs.shape[-1] for w in windows)) for window in windows]
     guided = torch.stack([_guide(trace, outputs) for trace, outputs in zip(traces, branched, strict=True)])
@@ -146,7 +150,10 @@ def _replay_window(
     outputs = used[0] if combined else _guide(traces[0], used)
     # Idle blocks are zero on one side only.
     outputs = torch.where(_active_mask(schedule), outputs, guided)
-    return engine, _accumulate(schedule, (outputs - guided).norm(dim=-1).double().numpy())
+    errors = _accumulate(schedule, (outputs - guided).norm(dim=-1).double().numpy())
+    if needs_stale_context(policy, schedule):
+        errors[..., LEVELS] = _staleness(schedule, engine.report.modes, guided)
+    return engine, errors
 
 
 class _Recorded:
@@ -188,10 +195,27 @@ def _active_mask(schedule: Schedule) -> torch.Tensor:
 
 
 def _accumulate(schedule: Schedule, error: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums errors [cases, rows, blocks] times step size within levels: [cases, blocks, levels]."""
-    total = np.zeros((len(error), schedule.blocks, LEVELS))
+    """Sums errors [cases, rows, blocks] times step size within levels: [cases, blocks, channels]."""
+    total = np.zeros((len(error), schedule.blocks, CHANNELS))
     for row in range(schedule.rows):
         for block in schedule.active(row):
             level = min(int(schedule.sigma[row][block] * LEVELS), LEVELS - 1)
             total[:, block, level] += error[:, row, block] * schedule.step_size(row, block)
+    return total
+
+
+def _staleness(schedule: Schedule, modes: Sequence[str], guided: torch.Tensor) -> NDArray[np.float64]:
+    """How far the blocks that recomputed ones see in an older row have moved since: [cases, blocks]."""
+    total = np.zeros((len(guided), schedule.blocks))
+    newest = [0] * schedule.blocks
+    for row, letters in enumerate(modes):
+        active = schedule.active(row)
+        drift = np.zeros(len(guided))
+        for block in active:
+            if letters[block] == "R":
+                newest[block] = row
+                total[:, block] += drift * schedule.step_size(row, block)
+            else:
+                moved = guided[:, row, block] - guided[:, newest[block], block]
+                drift = drift + moved.norm(dim=-1).double().numpy()
     return total

@@ -149,11 +149,11 @@ class ReplaySampler(BaseSampler):
 
     def estimate(self, replayed: Replayed) -> NDArray[np.float64]:
         """Estimated PSNR per case, in dB."""
-        return self.sensitivity.psnr_db(replayed.errors)
+        return self.sensitivity.psnr_db(replayed.errors, range(len(replayed.errors)))
 
     def _fit(self, measured: Sequence[Measured]) -> None:
         self.sensitivity = Sensitivity.fit(
-            [Observed(self.replay.run(m.policy).errors[m.case], m.figures["psnr_db"]) for m in measured]
+            [Observed(m.case, self.replay.run(m.policy).errors[m.case], m.figures["psnr_db"]) for m in measured]
         )
 
     def _tried(self, study: optuna.Study, number: int) -> set[object]:
