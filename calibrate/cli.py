@@ -81,6 +81,13 @@ def status(study: StudyPath, as_json: AsJson = False) -> None:
     table.add_row("trials", ", ".join(f"{count} {name}" for name, count in state["trials"].items()))
     table.add_row("generations", ", ".join(f"{count} {kind}" for kind, count in state["generations"].items()))
     table.add_row("best", _describe(state["best"]) if state["best"] else "none above the floors yet")
+    for indicator, fit in state["change_maps"].items():
+        rank = fit["rank_correlation"]
+        table.add_row(
+            f"change map of {indicator}",
+            f"R2 {fit['r_squared']:.2f}, rank correlation {'none' if rank is None else f'{rank:.2f}'}, "
+            f"{fit['pairs']} pairs from {fit['prompts']} prompts",
+        )
     table.add_row("profiles", "\n".join(record["path"] for record in state["profiles"]) or "none yet")
     table.add_row("last activity", str(state["last_activity"]))
     table.add_row("storage", state["storage"])

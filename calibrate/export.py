@@ -16,7 +16,7 @@ from calibrate.files import write_atomically
 from calibrate.paired import Clips, PairedCase, measure_pairs, spread, verdict
 from calibrate.pictures import comparison_clip, front_plot
 from calibrate.progress import Narrator
-from calibrate.results import Result, load_results, pick
+from calibrate.results import CHANGE_MAPS, Result, load_results, pick
 from calibrate.store import Generation, Store, portable_url
 from calibrate.study_file import Export, Rule, StudyFile
 from calibrate.target import Target
@@ -70,6 +70,7 @@ class Exporter:
         self.file = file
         self.store = store
         self.results = load_results(optuna_study)
+        self.change_maps: dict[str, Any] = optuna_study.user_attrs.get(CHANGE_MAPS, {})
         self.load = load
         self.narrator = narrator
 
@@ -113,6 +114,7 @@ class Exporter:
             "missed_floors": missed,
             "metrics": spread(pairs),
             "cases": [pair.figures() for pair in pairs],
+            "change_map": self.change_maps.get(picked.policy["indicator"]),
             "search": {"n": picked.cases, "speedup_evaluations": picked.speedup_evaluations, **picked.figures},
             "hardware": environment.hardware(target.device),
             "versions": environment.versions(),

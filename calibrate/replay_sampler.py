@@ -78,7 +78,7 @@ class Screened:
 
 
 class ReplaySampler(BaseSampler):
-    """Proposes candidates by replay; see the module's text. Every proposal is fixed by seed, trial number and history."""
+    """Proposes candidates by replay; see the module's text. Seed, trial number and history fix every proposal."""
 
     def __init__(
         self,
@@ -240,6 +240,14 @@ def _equivalent_psnr(measured: Sequence[Measured], metric: str, floor: float) ->
     fitted = isotonic_regression([m.figures[metric] for m in ordered]).x
     above = np.flatnonzero(fitted >= floor)
     return psnr[above[0]] if len(above) else psnr[-1]
+
+
+def draw(space: Space, sampler: BaseSampler, count: int) -> Iterator[Policy]:
+    """Candidates of a space, drawn by a sampler that is told nothing of what they come to."""
+    with _quietly():
+        study = optuna.create_study(sampler=sampler)
+        for _ in range(count):
+            yield space.suggest(study.ask())
 
 
 @contextlib.contextmanager

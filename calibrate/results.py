@@ -18,6 +18,8 @@ from calibrate.study_file import Floors, Rule
 
 # The trial's user attribute that holds its result.
 RESULT = "result"
+# The study's user attribute that holds how well each indicator's change map fits.
+CHANGE_MAPS = "change_maps"
 # The memory that a generation took, among its metrics.
 MEMORY = "memory_bytes"
 

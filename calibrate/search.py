@@ -25,7 +25,7 @@ from calibrate.progress import Narrator
 from calibrate.quality import compare
 from calibrate.replay import Replay
 from calibrate.replay_sampler import Measured, ReplaySampler
-from calibrate.results import MEMORY, RESULT, Result, fastest_feasible, load_results
+from calibrate.results import CHANGE_MAPS, MEMORY, RESULT, Result, fastest_feasible, load_results
 from calibrate.space import Space
 from calibrate.store import Generation, Store
 from calibrate.study_file import Case, Floors, Study
@@ -85,6 +85,11 @@ class Search:
         done = self._candidates_done()
         self.narrator.stage("Candidates", self.study.budget.trials, done)
         self.optuna_study.sampler = self._sampler(self.study.seed + len(self.optuna_study.get_trials(deepcopy=False)))
+        for indicator, scale in self.space.scales.items():
+            self.narrator.say(f"Change map of {indicator}: {scale.fit_quality}")
+        self.optuna_study.set_user_attr(
+            CHANGE_MAPS, {indicator: scale.fit_quality.to_dict() for indicator, scale in self.space.scales.items()}
+        )
         self.enqueue(self.space.first_candidates())
         if self._spent(deadline):
             return
@@ -102,7 +107,7 @@ class Search:
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         if self.study.search.method == "plain":
-            return _plain_sampler(seed)
+            return plain_sampler(seed)
         return ReplaySampler(
             self.space,
             Replay([self.baselines[case].trace for case in self.study.search_cases]),
@@ -297,7 +302,8 @@ def _quiet_optuna() -> Any:
         yield
 
 
-def _plain_sampler(seed: int) -> optuna.samplers.BaseSampler:
+def plain_sampler(seed: int) -> optuna.samplers.BaseSampler:
+    """Optuna's own, which learns from real runs alone."""
     # The seed moves on with the trials: a continued study must not draw its first random candidates again.
     with _quiet_optuna():
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=8)

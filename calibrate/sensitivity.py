@@ -5,12 +5,12 @@ sees next, and the more so the earlier it is made. So the final squared error is
 
     mse = mean over blocks of  sum over channels  w(channel) * errors(block, channel)^2
 
-with non-negative weights that do not fall with the noise level (staleness has a weight of its own): a non-negative least
-squares problem in the weights' increments. Relative errors are minimised (what counts is dB), and a weak prior, rising
-with sigma, stands in for levels that no run has tried: what is not known must not look cheap.
+with non-negative weights that do not fall with the noise level (staleness has a weight of its own): a non-negative
+least squares problem in the weights' increments. Relative errors are minimised (what counts is dB), and a weak prior,
+rising with sigma, stands in for levels that no run has tried: what is not known must not look cheap.
 
-Large errors grow faster than small ones, and prompts differ. So the model's dB are then fitted to the measured ones by a
-line with a positive slope, and each prompt gets an offset, drawn towards none while it has few runs.
+Large errors grow faster than small ones, and prompts differ. So the model's dB are then fitted to the measured ones by
+a line with a positive slope, and each prompt gets an offset, drawn towards none while it has few runs.
 """
 
 from __future__ import annotations

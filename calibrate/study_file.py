@@ -126,8 +126,8 @@ class SearchSpace(_Strict):
     within [0, 1] makes a difference: `cache_quantile` 0 never caches, and `predict_quantile` is the share of the way
     from the cache threshold up to the largest change. With `predict_threshold: never` there is no such limit, and
     `warmup` and `max_skip` alone give a periodic schedule. `stale_quantile` is on the same scale (null is strict), and
-    `error_budget` is taken as it is (null is none). `method` may change while a study lasts: `replay` screens candidates
-    on recorded traces and runs the promising ones, `plain` draws them from the results of real runs alone.
+    `error_budget` is taken as it is (null is none). `method` may change while a study lasts: `replay` screens
+    candidates on recorded traces and runs the promising ones, `plain` draws them from the results of real runs alone.
     """
 
     method: Literal["replay", "plain"] = "replay"
@@ -150,7 +150,7 @@ class SearchSpace(_Strict):
 
 
 class Floors(_Strict):
-    """Quality that a policy must reach; a floor left out is not asked for. `max_memory` (such as 40GB) is a ceiling beside them.
+    """Quality that a policy must reach; a floor left out is not asked for. `max_memory` (such as 40GB) is a ceiling.
 
     `safety_margin_db` is added to the two PSNR floors while searching and picking, because a policy that only just
     holds on the search prompts will not hold on others. Held-out evidence is judged by the floors themselves.
@@ -183,8 +183,8 @@ class Floors(_Strict):
 class Budget(_Strict):
     """When the search ends: after `trials` different policies, or when `minutes` of this run would not suffice.
 
-    `equivalents` ends it when so many full generations per search prompt have been spent, baselines included: a run that
-    evaluates a quarter of the blocks counts a quarter.
+    `equivalents` ends it when so many full generations per search prompt have been spent, baselines included: a run
+    that evaluates a quarter of the blocks counts a quarter.
 
     `minutes` counts from the start of the command and leaves room for the held-out measurement and the export.
     """

@@ -1,11 +1,11 @@
 """Traces: what a full-compute run's model outputs were, in a few hundred kilobytes.
 
 Replay compares outputs of one block with each other: it extrapolates some of them and measures distances. Both depend
-on nothing but the outputs' mutual geometry, so a trace keeps, in place of each output, its coordinates in an orthonormal
-basis of all outputs of its block (a QR decomposition). Every linear combination and every norm comes out as it would on
-the outputs themselves, while a file takes (updates x branches)^2 numbers per block, whatever the resolution. Blocks with
-more than `MAX_SAMPLES` elements are thinned to that many, drawn at random, before; this bounds the memory that recording
-takes and costs accuracy of the order of one per cent.
+on nothing but the outputs' mutual geometry, so a trace keeps, in place of each output, its coordinates in an
+orthonormal basis of all outputs of its block (a QR decomposition). Every linear combination and every norm comes out
+as it would on the outputs themselves, while a file takes (updates x branches)^2 numbers per block, whatever the
+resolution. Blocks with more than `MAX_SAMPLES` elements are thinned to that many beforehand, drawn at random, which
+bounds the memory that recording takes.
 """
 
 from __future__ import annotations
@@ -233,6 +233,6 @@ class TraceSize:
 
     def __str__(self) -> str:
         return (
-            f"at most {self.file_bytes / _MEBIBYTE:.2g} MiB on disk and {self.memory_bytes / _MEBIBYTE:.2g} MiB of host "
-            f"memory while recording, from {self.share:.0%} of the elements"
+            f"at most {self.file_bytes / _MEBIBYTE:.2g} MiB on disk and {self.memory_bytes / _MEBIBYTE:.2g} MiB of "
+            f"host memory while recording, from {self.share:.0%} of the elements"
         )

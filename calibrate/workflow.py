@@ -19,7 +19,7 @@ from calibrate.errors import CalibrateError
 from calibrate.export import Exported, Exporter
 from calibrate.paired import measure_pairs, verdict
 from calibrate.progress import Narrator
-from calibrate.results import fastest_feasible, front, load_results
+from calibrate.results import CHANGE_MAPS, fastest_feasible, front, load_results
 from calibrate.search import Search, open_optuna_study
 from calibrate.store import Storage, Store, masked_url
 from calibrate.study_file import Case, Export, Generation, ModelSpec, StudyFile
@@ -155,6 +155,7 @@ def status(session: Session) -> dict[str, Any]:
             state.name.lower(): sum(trial.state == state for trial in trials)
             for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING)
         },
+        "change_maps": optuna_study.user_attrs.get(CHANGE_MAPS, {}),
         "candidates": len(results),
         "budget_trials": study.budget.trials,
         "feasible": sum(result.feasible(study.floors) for result in results),
