@@ -81,18 +81,19 @@ class Replay:
 
     def run(self, policy: Policy) -> Replayed:
         """Replays a policy on every case."""
-        key = self._shared_key(policy) or policy
-        if key not in self._known:
-            self._known[key] = self._replay(policy)
-            if len(self._known) > _REMEMBERED:
+        found = self._known.get(policy)
+        if found is None:
+            key = self._shared_key(policy) or policy
+            found = self._known.get(key) or self._replay(policy)
+            self._known[key] = self._known[policy] = found
+            while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
-        return self._known[key]
+        return found
 
     def _replay(self, policy: Policy) -> Replayed:
-        # Cases with one plan are replayed at once, and as guided outputs, because nothing looks at a branch's norms.
-        shared = _is_shared(policy)
-        groups = [self.traces] if shared else [(trace,) for trace in self.traces]
-        parts = [_replay_together(policy, group, combined=shared) for group in groups]
+        # Cases with one plan are replayed at once.
+        groups = [self.traces] if _is_shared(policy) else [(trace,) for trace in self.traces]
+        parts = [_replay_together(policy, group, combined=not _looks_at_outputs(policy)) for group in groups]
         return Replayed(
             plans=tuple(plan for part in parts for plan in part.plans),
             extrapolation=parts[0].extrapolation,
@@ -111,7 +112,12 @@ class Replay:
 
 def _is_shared(policy: Policy) -> bool:
     """Whether decisions are the same for every case: made from the schedule alone."""
-    return not policy.needs_content and policy.magnitude_bound is None and policy.error_budget is None
+    return not policy.needs_content and not _looks_at_outputs(policy)
+
+
+def _looks_at_outputs(policy: Policy) -> bool:
+    """Whether decisions depend on each branch's outputs; if not, their guided combination stands for them."""
+    return policy.magnitude_bound is not None or policy.error_budget is not None
 
 
 def _replay_together(policy: Policy, traces: Sequence[Trace], *, combined: bool) -> Replayed:

@@ -4,7 +4,7 @@ It stands beside Optuna's own samplers under `study.optimize`: storage, workers,
 For every trial whose parameters are not given it
 
 1. fits the sensitivity of this model to errors from all real runs so far (`calibrate.sensitivity`);
-2. screens a few hundred new candidates by replay, in an inner in-memory Optuna study (NSGA-II) that climbs towards the
+2. screens new candidates by replay, in an inner in-memory Optuna study (NSGA-II) that climbs towards the
    front of estimated speed-up and quality, and adds them to a pool that it keeps;
 3. leaves out what has been tried or is being tried, compared by what a candidate does, not by its parameters;
 4. proposes the one whose real run is expected to add most hypervolume to the measured front, weighted with the
@@ -23,7 +23,7 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from scipy.optimize import isotonic_regression
 from scipy.stats import norm
@@ -37,7 +37,7 @@ from calibrate.study_file import Floors
 from scope_runtime import Policy
 
 # Candidates screened for the first proposal of a process, and for each later one.
-_SCREENED_FIRST, _SCREENED_LATER = 800, 200
+_SCREENED_FIRST, _SCREENED_LATER = 300, 100
 _POPULATION = 40
 # Where the front's quality counts from when no floor says so.
 _REFERENCE_DB = 20.0
@@ -112,6 +112,7 @@ class ReplaySampler(BaseSampler):
         self._screened = screened
         self._pool: dict[object, Screened] = {}
         self._proposals: dict[int, dict[str, Any]] = {}
+        self._random = RandomSampler(seed=seed)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Nothing: the space is conditional, so parameters are handed out as they are asked for."""
@@ -126,12 +127,19 @@ class ReplaySampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """The proposal's value of one parameter; the proposal is made when the first is asked for."""
-        if trial.number not in self._proposals:
-            proposal = self.propose(study, trial.number)
-            study._storage.set_trial_system_attr(trial._trial_id, _PROPOSED, proposal.parameters)
-            self._proposals = {trial.number: proposal.parameters}
-        return self._proposals[trial.number][param_name]
+        """The proposal's value of one parameter; the proposal is made when the first is asked for.
+
+        A trial that is tried again after its worker died carries its proposal with it. Should some of its parameters be
+        given that lead to ones that the proposal does not have, these are drawn at random.
+        """
+        proposed = self._proposals.get(trial.number) or trial.system_attrs.get(_PROPOSED)
+        if proposed is None:
+            proposed = self.propose(study, trial.number).parameters
+            study._storage.set_trial_system_attr(trial._trial_id, _PROPOSED, proposed)
+        self._proposals = {trial.number: proposed}
+        if param_name not in proposed:
+            return self._random.sample_independent(study, trial, param_name, param_distribution)
+        return proposed[param_name]
 
     def propose(self, study: optuna.Study, number: int) -> Screened:
         """The most promising candidate that nobody has tried or is trying."""

@@ -84,6 +84,22 @@ def test_what_is_running_is_left_alone_and_shapes_the_proposal(setting: tuple[Sp
     assert taken not in trials.keys
 
 
+def test_a_trial_that_is_tried_again_keeps_its_proposal(setting: tuple[Space, Replay]) -> None:
+    trials = Trials(*setting)
+    trials.run(3)
+    died = trials.study.ask()
+    trials.space.suggest(died)
+    known = {name: died.params[name] for name in ("indicator", "cache_quantile")}
+    trials.study.tell(died, state=TrialState.FAIL)
+    attributes = trials.study.trials[died.number].system_attrs
+    again = optuna.trial.create_trial(state=TrialState.WAITING, system_attrs={**attributes, "fixed_params": known})
+    trials.study.add_trial(again)
+    fresh = Trials(*setting, seed=5)
+    trials.study.sampler = fresh.sampler
+    trials.study.optimize(trials.objective, n_trials=1)
+    assert trials.study.trials[-1].params == died.params
+
+
 def test_the_front_found_is_worth_more_than_that_of_random_candidates(setting: tuple[Space, Replay]) -> None:
     guided, blind = Trials(*setting), Trials(*setting)
     blind.study.sampler = optuna.samplers.RandomSampler(seed=0)
