@@ -118,7 +118,7 @@ class Bench:
             speedup: Bounds on the speed-up in block evaluations, or None.
         """
         found: dict[object, Policy] = {}
-        for policy in draw(self.space, RandomSampler(seed=seed), 50 * count):
+        for policy in draw(self.space, RandomSampler(seed=seed), 10 * count):
             replayed = replay.run(policy)
             if speedup is None or speedup[0] <= replayed.speedup_evaluations <= speedup[1]:
                 found.setdefault(replayed.key, policy)

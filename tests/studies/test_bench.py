@@ -44,12 +44,12 @@ def _no_generation(*_: Any) -> Any:
 
 
 def test_replay_against_real_runs(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("replay", "--policies", "4", "--fitted", "3", "--picks", "2", "--speedup", "2.2")
+    arguments = ("replay", "--policies", "3", "--fitted", "2", "--picks", "1", "--speedup", "2.2")
     figures = _run(study, *arguments)
     assert figures["evaluations_exact"] is True
     assert -1 <= figures["rank_correlation"] <= 1
     assert figures["seconds_per_replay"] > 0
-    assert figures["policies"] == 4
+    assert figures["policies"] == 3
     monkeypatch.setattr(Target, "denoise", _no_generation)
     again = _run(study, *arguments)
     measured = ("rank_correlation", "picked_minus_random_db", "seconds_per_run")
@@ -57,10 +57,11 @@ def test_replay_against_real_runs(study: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_search_by_replay_against_plain_optuna(study: Path) -> None:
-    figures = _run(study, "search", "--budget", "2.5", "--budget", "3.5", "--trials", "3", "--trials", "5")
+    figures = _run(study, "search", "--budget", "2.5", "--budget", "4", "--trials", "3", "--trials", "5")
     replay, plain = figures["replay"], figures["plain"]
     assert [line[0] for line in plain] == [3, 5]
     assert plain[0][1] < plain[1][1]
     assert replay[0][0] <= 2.5
-    assert replay[1][0] <= 3.5
-    assert all(line[-1] > 0 for line in replay + plain)
+    assert replay[0][0] < replay[1][0] <= 4
+    # The made-up model's videos are far from each other: a front may lie wholly below what counts.
+    assert all(line[-1] >= 0 for line in replay + plain)
