@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
+from scipy.stats import spearmanr
 
 from calibrate.errors import CalibrateError
 from scope_runtime import ChangeMap
@@ -21,6 +23,45 @@ _MAX_KNOTS = 16
 
 
 @dataclass(frozen=True)
+class FitQuality:
+    """How well a change map tells what it was fitted to.
+
+    Attributes:
+        r_squared: Share of the output change's variance that the map explains; 0 or less is useless.
+        rank_correlation: Spearman's, of indicator and output change; None when either does not vary.
+        pairs: Recorded pairs of indicator and output change.
+        prompts: Full-compute runs that they come from.
+    """
+
+    r_squared: float
+    rank_correlation: float | None
+    pairs: int
+    prompts: int
+
+    @classmethod
+    def of(cls, change_map: ChangeMap, pairs: NDArray[np.float64], prompts: int) -> Self:
+        """Judges a map by pairs [n, 2] of indicator and output change."""
+        change, output = pairs.T
+        left = float(np.sum((output - [change_map(value) for value in change]) ** 2))
+        spread = float(np.sum((output - output.mean()) ** 2))
+        varied = np.ptp(change) > 0 and np.ptp(output) > 0
+        return cls(
+            r_squared=1 - left / spread if spread > 0 else 0.0,
+            rank_correlation=float(spearmanr(change, output).statistic) if varied else None,
+            pairs=len(pairs),
+            prompts=prompts,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rank = "none" if self.rank_correlation is None else f"{self.rank_correlation:.2f}"
+        return f"R2 {self.r_squared:.2f}, rank correlation {rank}, {self.pairs} pairs from {self.prompts} prompts"
+
+
+@dataclass(frozen=True)
 class ChangeScale:
     """How much change to expect, for one indicator.
 
@@ -28,10 +69,12 @@ class ChangeScale:
         change_map: The monotone map g from indicator to output change.
         accumulated: Sorted sums of g over windows of consecutive rows of a block: the values that the scheduler's
             accumulated change can take between two recomputes.
+        fit_quality: How well the map tells the output's change.
     """
 
     change_map: ChangeMap
     accumulated: NDArray[np.float64]
+    fit_quality: FitQuality
 
     @classmethod
     def fit(cls, indicator: str, recorded: Sequence[Observations], max_skip: int) -> ChangeScale:
@@ -56,7 +99,7 @@ class ChangeScale:
         windows = [
             sums for run in recorded for sums in _window_sums(run[:, column], run[:, 1], change_map, max_skip + 1)
         ]
-        return cls(change_map, np.sort(np.concatenate(windows)))
+        return cls(change_map, np.sort(np.concatenate(windows)), FitQuality.of(change_map, pairs, len(recorded)))
 
     def threshold(self, quantile: float) -> float:
         """The accumulated change below which the share `quantile` of all windows lies; 0 for quantile 0."""

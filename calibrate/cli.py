@@ -31,13 +31,31 @@ app = typer.Typer(
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
 
+# Goals, in place of what the study asks for.
+TargetSpeedup = Annotated[
+    float | None, typer.Option(help="Fewest times by which block evaluations must fall; best quality beyond it.")
+]
+MinPsnr = Annotated[float | None, typer.Option(help="Lowest mean PSNR in dB.")]
+MinSsim = Annotated[float | None, typer.Option(help="Lowest mean SSIM.")]
+MaxMemory = Annotated[str | None, typer.Option(help="Most memory that a generation may take, such as 40GB.")]
+
 _WATCH_SECONDS = 2.0
 _USER_ERROR = 2
 _INTERRUPTED = 130
 
 
 @app.command()
-def run(study: StudyPath, as_json: AsJson = False) -> None:
+def run(
+    study: StudyPath,
+    target_speedup: TargetSpeedup = None,
+    min_psnr: MinPsnr = None,
+    min_ssim: MinSsim = None,
+    max_memory: MaxMemory = None,
+    warm_start: Annotated[
+        Path | None, typer.Option(metavar="PROFILE.json", help="Try this profile's policy and its neighbours first.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Run a study to its end: baselines, search, export. A killed run is continued by the same command."""
     from calibrate import workflow
 
@@ -47,7 +65,8 @@ def run(study: StudyPath, as_json: AsJson = False) -> None:
         Narrator() as narrator,
         workflow.open_session(study, narrator, create=True) as session,
     ):
-        exported = workflow.run(session)
+        session.file.aim(target_speedup=target_speedup, min_psnr=min_psnr, min_ssim=min_ssim, max_memory=max_memory)
+        exported = workflow.run(session, warm_start)
     _show_export(exported.to_dict(), as_json)
 
 
@@ -198,6 +217,13 @@ def _status_table(state: dict[str, Any]) -> Table:
     table.add_row("trials", ", ".join(f"{count} {name}" for name, count in state["trials"].items()))
     table.add_row("generations", ", ".join(f"{count} {kind}" for kind, count in state["generations"].items()))
     table.add_row("best", _describe(state["best"]) if state["best"] else "none above the floors yet")
+    for indicator, fit in state["change_maps"].items():
+        rank = fit["rank_correlation"]
+        table.add_row(
+            f"change map of {indicator}",
+            f"R2 {fit['r_squared']:.2f}, rank correlation {'none' if rank is None else f'{rank:.2f}'}, "
+            f"{fit['pairs']} pairs from {fit['prompts']} prompts",
+        )
     table.add_row("profiles", "\n".join(record["path"] for record in state["profiles"]) or "none yet")
     table.add_row("workers", f"{state['workers']} at work")
     table.add_row("failures", "\n".join(f"{count} x {reason}" for reason, count in state["failures"].items()) or "none")
@@ -234,7 +260,10 @@ def front(study: StudyPath, as_json: AsJson = False) -> None:
 def export(
     study: StudyPath,
     rule: Annotated[str | None, typer.Option(help="fastest, best-quality or knee; else the study's.")] = None,
-    min_speedup: Annotated[float | None, typer.Option(help="Leave out slower policies; else the study's.")] = None,
+    target_speedup: TargetSpeedup = None,
+    min_psnr: MinPsnr = None,
+    min_ssim: MinSsim = None,
+    max_memory: MaxMemory = None,
     output: Annotated[Path | None, typer.Option(help="The profile's path; else the study's.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -242,7 +271,8 @@ def export(
     from calibrate import workflow
 
     with _explained(), Narrator() as narrator, workflow.open_session(study, narrator) as session:
-        settings = session.file.export_settings(rule, min_speedup, output)
+        session.file.aim(target_speedup=target_speedup, min_psnr=min_psnr, min_ssim=min_ssim, max_memory=max_memory)
+        settings = session.file.export_settings(rule, output)
         exported = workflow.export(session, settings)
     _show_export(exported.to_dict(), as_json)
 

@@ -55,7 +55,14 @@ class Exported:
 class Exporter:
     """Exports from one study."""
 
-    def __init__(self, file: StudyFile, store: Store, load: Callable[[], Target], narrator: Narrator) -> None:
+    def __init__(
+        self,
+        file: StudyFile,
+        store: Store,
+        load: Callable[[], Target],
+        narrator: Narrator,
+        change_maps: dict[str, Any],
+    ) -> None:
         """Prepares an export.
 
         Args:
@@ -63,10 +70,12 @@ class Exporter:
             store: The trials to choose from, and where the held-out runs and the profile are recorded.
             load: Gives the pipeline; called only once a policy has been picked.
             narrator: Told of every case.
+            change_maps: How well each indicator's change map fits, for the evidence.
         """
         self.file = file
         self.store = store
         self.results = load_results(store)
+        self.change_maps = change_maps
         self.load = load
         self.narrator = narrator
 
@@ -123,6 +132,7 @@ class Exporter:
             "metrics": spread(pairs),
             "timing": steadiness.to_dict(),
             "cases": [pair.figures() for pair in pairs],
+            "change_map": self.change_maps.get(picked.policy["indicator"]),
             "search": {"n": picked.cases, "speedup_evaluations": picked.speedup_evaluations, **picked.figures},
             "hardware": environment.hardware(target.device),
             "versions": environment.versions(),

@@ -9,15 +9,21 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import optuna
+from optuna.trial import TrialState
 
 from calibrate.errors import CalibrateError
-from calibrate.quality import Quality, floor_figures
+from calibrate.quality import METRICS, Quality, floor_figures
 from calibrate.store import Generation, Store
 from calibrate.store.optuna_tables import attributes_of, complete_attributes
 from calibrate.study_file import Floors, Rule
 
 # The trial's user attribute that holds its result.
 RESULT = "result"
+# The study's user attribute that holds how well each indicator's change map fits.
+CHANGE_MAPS = "change_maps"
+# The memory that a generation took, among its metrics.
+MEMORY = "memory_bytes"
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Result:
             policy=policy,
             speedup_evaluations=_ratio([row.stock_evaluations for row in rows], [row.evaluations for row in rows]),
             speedup_denoise=_ratio([row.stock_seconds_denoise for row in rows], [row.seconds_denoise for row in rows]),
-            figures=floor_figures([Quality(**row.metrics or {}) for row in rows]),
+            figures=_figures([row.metrics or {} for row in rows]),
             cases=len(rows),
             stopped=stopped,
         )
@@ -70,9 +76,22 @@ class Result:
         )
 
 
+def _figures(measured: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The figures that floors and ceilings are set on."""
+    qualities = [Quality(**{name: metrics[name] for name in METRICS}) for metrics in measured]
+    memory = {MEMORY: max(metrics[MEMORY] for metrics in measured)} if MEMORY in measured[0] else {}
+    return floor_figures(qualities) | memory
+
+
 def load_results(store: Store) -> list[Result]:
     """The results of all completed trials, one per policy: a repeat carries the result of the trial it repeats."""
     return _distinct(json.loads(text) for text in complete_attributes(store, RESULT))
+
+
+def results_of(study: optuna.Study) -> list[Result]:
+    """`load_results` of a study that need not be in our database."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return _distinct(trial.user_attrs[RESULT] for trial in trials if RESULT in trial.user_attrs)
 
 
 def survey(store: Store) -> list[Result]:

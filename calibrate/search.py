@@ -7,9 +7,10 @@ with the same parameters, and what had been measured for it is read from the sto
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +25,9 @@ from calibrate.claims import Worker
 from calibrate.errors import CalibrateError
 from calibrate.progress import Narrator
 from calibrate.quality import compare
-from calibrate.results import RESULT, Result, fastest_feasible, survey
+from calibrate.replay import Replay
+from calibrate.replay_sampler import Measured, ReplaySampler
+from calibrate.results import CHANGE_MAPS, MEMORY, RESULT, Result, fastest_feasible, survey
 from calibrate.space import Space
 from calibrate.store import Generation, Heartbeat, Store
 from calibrate.store.store import policy_digest
@@ -33,7 +36,7 @@ from calibrate.target import Target
 from calibrate.trials import FAILURE, STOPPED, Tally, Upkeep, deaths, was_queued
 from scope_runtime import Policy, run_policy
 
-# A candidate whose first prompt is this far below the floor for the worst one is not measured any further.
+# A candidate that has a prompt this far below the floor for the mean is not measured any further.
 _HOPELESS_DB = 6.0
 # Repeats of measured policies are free, but a small space consists of little else after a while.
 _TRIALS_PER_CANDIDATE = 3
@@ -97,10 +100,10 @@ class Search:
             self.narrator.stage("Candidates", self.study.budget.trials, tally.measured)
             # The seed moves on with trials and workers: none must draw what another has drawn before.
             trials = len(self.optuna_study.get_trials(deepcopy=False))
-            self.optuna_study.sampler = _sampler(self.study.seed + trials + self.worker.id - 1)
+            self.optuna_study.sampler = self._sampler(self.study.seed + trials + self.worker.id - 1)
             with self.worker.claimed("first-candidates"):
-                for parameters in self.space.first_candidates():
-                    self.optuna_study.enqueue_trial(parameters, skip_if_exists=True)
+                self._keep_change_maps()
+                self.enqueue(self.space.first_candidates())
             waiting = False
             while not self._spent(tally, deadline):
                 self.upkeep.run()
@@ -125,6 +128,38 @@ class Search:
             if not isinstance(error.__context__, _TakenOver) and "Cannot tell a" not in str(error):
                 raise
             self.narrator.say("Another worker took over the last candidate, because this one had not been heard of.")
+
+    def _keep_change_maps(self) -> None:
+        for indicator, scale in self.space.scales.items():
+            self.narrator.say(f"Change map of {indicator}: {scale.fit_quality}")
+        self.optuna_study.set_user_attr(
+            CHANGE_MAPS, {indicator: scale.fit_quality.to_dict() for indicator, scale in self.space.scales.items()}
+        )
+
+    def enqueue(self, candidates: Sequence[Mapping[str, Any]]) -> None:
+        """Queues candidates to be tried before the search draws its own; ones that it already has are left out."""
+        for parameters in candidates:
+            self.optuna_study.enqueue_trial(dict(parameters), skip_if_exists=True)
+
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        if self.study.search.method == "plain":
+            return plain_sampler(seed)
+        return ReplaySampler(
+            self.space,
+            Replay([self.baselines[case].trace for case in self.study.search_cases]),
+            self._measured,
+            self.study.floors,
+            min_speedup=self.study.export.min_speedup,
+            seed=seed,
+        )
+
+    def _measured(self) -> list[Measured]:
+        """All real runs of candidates so far."""
+        numbers = {(case.prompt, case.seed): number for number, case in enumerate(self.study.search_cases)}
+        return [
+            Measured(Policy.from_dict(row.policy), numbers[row.prompt, row.seed], row.metrics or {})
+            for row in self.store.complete("candidate")
+        ]
 
     def _objective(self, trial: optuna.Trial) -> tuple[float, float]:
         try:
@@ -225,7 +260,7 @@ class Search:
             with run_policy(self.target.pipe, policy) as scope:
                 denoised = self.target.denoise(case)
             frames, seconds_decode = self.target.decode(denoised.latents)
-            row.metrics = compare(baseline.frames, frames).to_dict()
+            row.metrics = compare(baseline.frames, frames).to_dict() | {MEMORY: self.target.memory_bytes(scope.report)}
         except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
             # Out of memory included: what a candidate needs depends on its choices, so the next one may fit.
             row.state, row.reason, row.finished = "failed", _reason(error), datetime.now(UTC)
@@ -243,24 +278,40 @@ class Search:
 
     def _hopeless(self, row: Generation) -> str | None:
         """Why the other prompts need not be tried, or None."""
-        floors = self.study.floors
-        floor = floors.psnr_db if floors.psnr_worst_prompt_db is None else floors.psnr_worst_prompt_db
-        psnr = (row.metrics or {})["psnr_db"]
-        if floor is None or psnr >= floor - _HOPELESS_DB:
-            return None
-        return f"stopped early: {psnr:.1f} dB on one prompt, {floor:g} dB asked for"
+        floors, figures = self.study.floors, row.metrics or {}
+        if floors.max_memory is not None and figures[MEMORY] > floors.max_memory:
+            return f"stopped early: {figures[MEMORY] / 1e9:.3g} GB, at most {floors.max_memory / 1e9:.3g} allowed"
+        # The worst prompt is at most as good as this one; for the mean it takes a prompt that is far too poor.
+        for floor, slack in ((floors.psnr_worst_prompt_db, 0.0), (floors.psnr_db, _HOPELESS_DB)):
+            if floor is not None and figures["psnr_db"] < floor - slack:
+                return f"stopped early: {figures['psnr_db']:.1f} dB on one prompt, {floor:g} dB asked for"
+        return None
 
     def _frozen(self, trial: optuna.Trial) -> optuna.trial.FrozenTrial:
         return self.optuna_study.get_trials(deepcopy=False)[trial.number]
 
     def _spent(self, tally: Tally, deadline: float) -> bool:
-        budget = self.study.budget.trials
+        budget, equivalents = self.study.budget.trials, self.study.budget.equivalents
+        if equivalents is not None and self._equivalents() + self._next_equivalents() > equivalents:
+            self.narrator.say(f"The budget of {equivalents:g} full generations per prompt is spent.")
+            return True
         if tally.measured >= budget or tally.finished >= _TRIALS_PER_CANDIDATE * budget:
             return True
         if time.monotonic() + self._expected_seconds() > deadline:
             self.narrator.say("The time budget is spent; going on with what has been measured.")
             return True
         return False
+
+    def _equivalents(self) -> float:
+        """Full generations spent per prompt, baselines included."""
+        rows = [row for kind in ("stock", "exact", "candidate") for row in self.store.complete(kind)]
+        spent = sum((row.evaluations or 0) / row.stock_evaluations for row in rows if row.stock_evaluations)
+        return spent / len(self.study.search_cases)
+
+    def _next_equivalents(self) -> float:
+        """What the next candidate will spend of them: as much as the last ones did at the median."""
+        shares = [1 / result.speedup_evaluations for result in survey(self.store)]
+        return statistics.median(shares) if shares else 0.0
 
     def _expected_seconds(self) -> float:
         """How long the next candidate will take; before the first, as long as exact runs of all cases."""
@@ -313,7 +364,8 @@ def quiet_optuna() -> Any:
         yield
 
 
-def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+def plain_sampler(seed: int) -> optuna.samplers.BaseSampler:
+    """Optuna's own, which learns from real runs alone."""
     with quiet_optuna():
         # Trials that run elsewhere count as poor ones, so that workers keep away from each other's candidates.
         return optuna.samplers.TPESampler(

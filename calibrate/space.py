@@ -17,6 +17,7 @@ Choice = TypeVar("Choice")
 _PERIODIC_SCHEDULES = ((4, 3), (3, 4), (2, 4), (5, 2), (4, 5), (2, 3))
 # Neighbouring quantiles give the same plan more often than not; a grid lets repeats be recognised.
 _QUANTILE_STEP = 0.02
+_TINY = 1e-9
 
 
 class Space:
@@ -34,7 +35,7 @@ class Space:
             indicator: ChangeScale.fit(indicator, recorded, spec.max_skip.high) for indicator in spec.indicator
         }
 
-    def suggest(self, trial: optuna.Trial) -> Policy:
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Policy:
         """The policy that the trial's parameters stand for."""
         spec = self.spec
         indicator = _choose(trial, "indicator", spec.indicator)
@@ -44,6 +45,7 @@ class Space:
         if _choose(trial, "predict_threshold", spec.predict_threshold) == "searched":
             share = _suggest_quantile(trial, "predict_quantile", spec.predict_quantile)
             predict_threshold = scale.threshold(cache_quantile + share * (1 - cache_quantile))
+        stale_quantile = _choose(trial, "stale_quantile", spec.stale_quantile)
         return Policy(
             granularity=_choose(trial, "granularity", spec.granularity),
             indicator=indicator,
@@ -56,6 +58,8 @@ class Space:
             tail=_suggest_int(trial, "tail", spec.tail),
             max_step_ratio=_choose(trial, "max_step_ratio", spec.max_step_ratio),
             magnitude_bound=_choose(trial, "magnitude_bound", spec.magnitude_bound),
+            stale_tolerance=None if stale_quantile is None else scale.threshold(stale_quantile),
+            error_budget=_choose(trial, "error_budget", spec.error_budget),
         )
 
     def first_candidates(self) -> list[dict[str, Any]]:
@@ -68,7 +72,15 @@ class Space:
             "order": 1 if 1 in spec.order else spec.order[0],
         }
         first_choices = {
-            name: getattr(spec, name)[0] for name in ("indicator", "granularity", "max_step_ratio", "magnitude_bound")
+            name: getattr(spec, name)[0]
+            for name in (
+                "indicator",
+                "granularity",
+                "max_step_ratio",
+                "magnitude_bound",
+                "stale_quantile",
+                "error_budget",
+            )
         }
         if spec.candidates is not None:
             return [{**shared, **first_choices, **candidate.given()} for candidate in spec.candidates]
@@ -85,14 +97,27 @@ def _holds(allowed: IntRange, value: int) -> bool:
     return allowed.low <= value <= allowed.high
 
 
-def _choose(trial: optuna.Trial, name: str, choices: Sequence[Choice]) -> Choice:
+def _choose(trial: optuna.trial.BaseTrial, name: str, choices: Sequence[Choice]) -> Choice:
     return cast(Choice, trial.suggest_categorical(name, cast(Sequence[str], choices)))
 
 
-def _suggest_int(trial: optuna.Trial, name: str, allowed: IntRange) -> int:
+def _suggest_int(trial: optuna.trial.BaseTrial, name: str, allowed: IntRange) -> int:
     return trial.suggest_int(name, allowed.low, allowed.high)
 
 
-def _suggest_quantile(trial: optuna.Trial, name: str, allowed: FloatRange) -> float:
-    step = _QUANTILE_STEP if allowed.high - allowed.low >= _QUANTILE_STEP else None
-    return trial.suggest_float(name, allowed.low, allowed.high, step=step)
+def _suggest_quantile(trial: optuna.trial.BaseTrial, name: str, allowed: FloatRange) -> float:
+    return trial.suggest_float(name, allowed.low, allowed.high, step=_step(allowed))
+
+
+def nearest_quantile(value: float, allowed: FloatRange) -> float:
+    """The value that a search over `allowed` can suggest nearest to the given one."""
+    step = _step(allowed)
+    if step is not None:
+        value = allowed.low + round((value - allowed.low) / step) * step
+        highest = allowed.low + (allowed.high - allowed.low + _TINY) // step * step
+        return min(max(value, allowed.low), highest)
+    return min(max(value, allowed.low), allowed.high)
+
+
+def _step(allowed: FloatRange) -> float | None:
+    return _QUANTILE_STEP if allowed.high - allowed.low >= _QUANTILE_STEP else None

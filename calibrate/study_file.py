@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 from sqlalchemy import make_url
 
 from calibrate.errors import CalibrateError
@@ -147,10 +147,14 @@ class SearchSpace(_Strict):
     Thresholds are searched as quantiles of the accumulated change that recorded runs showed, so that every value
     within [0, 1] makes a difference: `cache_quantile` 0 never caches, and `predict_quantile` is the share of the way
     from the cache threshold up to the largest change. With `predict_threshold: never` there is no such limit, and
-    `warmup` and `max_skip` alone give a periodic schedule. `candidates` are tried first, in place of the periodic
-    schedules that every study begins with; with as many as `budget.trials` the study consists of them.
+    `warmup` and `max_skip` alone give a periodic schedule. `stale_quantile` is on the same scale (null is strict), and
+    `error_budget` is taken as it is (null is none). `candidates` are tried first, in place of the periodic schedules
+    that every study begins with; with as many as `budget.trials` the study consists of them. `method` may change while
+    a study lasts: `replay` screens candidates on recorded traces and runs the promising ones, `plain` draws them from
+    the results of real runs alone.
     """
 
+    method: Literal["replay", "plain"] = "replay"
     cache_quantile: Quantiles = Quantiles(low=0.0, high=0.4)
     predict_threshold: Annotated[list[Literal["never", "searched"]], Field(min_length=1)] = ["never", "searched"]
     predict_quantile: Quantiles = Quantiles(low=0.3, high=1.0)
@@ -165,6 +169,8 @@ class SearchSpace(_Strict):
     ]
     max_step_ratio: Annotated[list[Annotated[float, Field(gt=0)] | None], Field(min_length=1)] = [None]
     magnitude_bound: Annotated[list[Annotated[float, Field(gt=0)] | None], Field(min_length=1)] = [None]
+    stale_quantile: Annotated[list[Annotated[float, Field(ge=0, le=1)] | None], Field(min_length=1)] = [None]
+    error_budget: Annotated[list[Annotated[float, Field(gt=0)] | None], Field(min_length=1)] = [None]
     candidates: Annotated[list[Candidate], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
@@ -179,7 +185,7 @@ class SearchSpace(_Strict):
 
 
 class Floors(_Strict):
-    """Quality that a policy must reach; a floor left out is not asked for.
+    """Quality that a policy must reach; a floor left out is not asked for. `max_memory` (such as 40GB) is a ceiling.
 
     `safety_margin_db` is added to the two PSNR floors while searching and picking, because a policy that only just
     holds on the search prompts will not hold on others. Held-out evidence is judged by the floors themselves.
@@ -190,6 +196,7 @@ class Floors(_Strict):
     psnr_worst_frame_db: float | None = Field(default=None, ge=0, le=100)
     ssim: float | None = Field(default=None, ge=0, le=1)
     temporal_psnr_db: float | None = Field(default=None, ge=0, le=100)
+    max_memory: ByteSize | None = Field(default=None, gt=0)
     safety_margin_db: float = Field(default=1.0, ge=0)
 
     def shortfalls(self, figures: dict[str, float], *, margin: bool) -> dict[str, float]:
@@ -199,20 +206,27 @@ class Floors(_Strict):
             figures: What `calibrate.quality.floor_figures` returns.
             margin: Whether to ask for the safety margin on top.
         """
-        floors = self.model_dump(exclude={"safety_margin_db"}, exclude_none=True)
+        floors = self.model_dump(exclude={"safety_margin_db", "max_memory"}, exclude_none=True)
         extra = self.safety_margin_db if margin else 0.0
         with_margin = ("psnr_db", "psnr_worst_prompt_db")
-        return {name: floor + extra * (name in with_margin) - figures[name] for name, floor in floors.items()}
+        missed = {name: floor + extra * (name in with_margin) - figures[name] for name, floor in floors.items()}
+        if self.max_memory is not None and "memory_bytes" in figures:
+            missed["max_memory"] = figures["memory_bytes"] - self.max_memory
+        return missed
 
 
 class Budget(_Strict):
     """When the search ends: after `trials` different policies, or when `minutes` of this run would not suffice.
+
+    `equivalents` ends it when so many full generations per search prompt have been spent, baselines included: a run
+    that evaluates a quarter of the blocks counts a quarter.
 
     `minutes` counts from the start of the command and leaves room for the held-out measurement and the export.
     """
 
     trials: int = Field(default=24, ge=1)
     minutes: float | None = Field(default=None, gt=0)
+    equivalents: float | None = Field(default=None, ge=2)
 
 
 class Score(_Strict):
@@ -340,8 +354,9 @@ class Study(_Strict):
     def fixed_parts(self) -> dict[str, Any]:
         """What must stay the same for measurements of one study to be comparable."""
         parts = self.model_dump(mode="json", include={"model", "generation", "search_cases", "search"})
-        # Where the search begins is no part of what it may choose from.
+        # Where the search begins and how it goes about it is no part of what it may choose from.
         del parts["search"]["candidates"]
+        del parts["search"]["method"]
         return parts
 
     def fixed_digest(self) -> str:
@@ -383,13 +398,50 @@ class StudyFile:
         except ValidationError as error:
             raise CalibrateError(f"{path}: {_explain(error)}") from error
 
-    def export_settings(self, rule: str | None, min_speedup: float | None, output: Path | None) -> Export:
+    def aim(
+        self,
+        *,
+        target_speedup: float | None = None,
+        min_psnr: float | None = None,
+        min_ssim: float | None = None,
+        max_memory: str | None = None,
+    ) -> None:
+        """Puts goals in the place of the study's own floors and export rule; None leaves the study's.
+
+        Args:
+            target_speedup: In block evaluations. Of the policies that reach it, the best in quality is wanted.
+            min_psnr: Mean PSNR in dB; also lowers the worst prompt's floor where that asks for more.
+            min_ssim: Mean SSIM.
+            max_memory: Such as ``40GB``.
+
+        Raises:
+            CalibrateError: If a goal is out of range, naming it.
+        """
+        study = self.study.model_dump()
+        if min_psnr is not None:
+            worst = study["floors"]["psnr_worst_prompt_db"]
+            study["floors"] |= {
+                "psnr_db": min_psnr,
+                "psnr_worst_prompt_db": None if worst is None else min(worst, min_psnr),
+            }
+        if min_ssim is not None:
+            study["floors"]["ssim"] = min_ssim
+        if max_memory is not None:
+            study["floors"]["max_memory"] = max_memory
+        if target_speedup is not None:
+            study["export"] |= {"rule": "best-quality", "min_speedup": target_speedup}
+        try:
+            self.study = Study.model_validate(study)
+        except ValidationError as error:
+            raise CalibrateError(_explain(error)) from error
+
+    def export_settings(self, rule: str | None, output: Path | None) -> Export:
         """The study's export settings with what the command line says instead, checked in the same way.
 
         Raises:
             CalibrateError: If the settings do not fit together, naming the field.
         """
-        given = {"rule": rule, "min_speedup": min_speedup, "path": str(output) if output else None}
+        given = {"rule": rule, "path": str(output) if output else None}
         changed = {name: value for name, value in given.items() if value is not None}
         try:
             return Export.model_validate(self.study.export.model_dump() | changed)

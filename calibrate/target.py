@@ -18,7 +18,8 @@ from calibrate.errors import CalibrateError
 from calibrate.files import folder_digest
 from calibrate.quality import Frames
 from calibrate.study_file import Case, Generation, ModelSpec
-from scope_runtime import ModelIdentity, Settings
+from calibrate.trace import TraceSize
+from scope_runtime import ModelIdentity, Report, Settings
 
 T = TypeVar("T")
 
@@ -141,6 +142,18 @@ class Target:
         with torch.no_grad():
             frames, seconds = self._timed(lambda: self._decode(latents.to(self.device)))
         return np.ascontiguousarray(frames), seconds
+
+    def trace_size(self) -> TraceSize:
+        """What recording a baseline's trace takes."""
+        channels = self.pipe.transformer.config.out_channels
+        return TraceSize.of(self.generation, channels, self.pipe.vae_scale_factor_spatial)
+
+    def memory_bytes(self, report: Report) -> int:
+        """Memory that a generation took: the device's peak where it counts, else weights, context and histories."""
+        if report.peak_memory_bytes is not None:
+            return report.peak_memory_bytes
+        weights = sum(p.numel() * p.element_size() for p in self.pipe.transformer.parameters())
+        return weights + report.context_bytes + report.history_bytes
 
     def _settings_call(self) -> dict[str, Any]:
         """The pipeline call's arguments but for the prompt."""

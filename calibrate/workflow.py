@@ -21,7 +21,7 @@ from calibrate.export import Exported, Exporter
 from calibrate.paired import measure_pairs, verdict
 from calibrate.progress import Narrator
 from calibrate.recheck import recheck
-from calibrate.results import fastest_feasible, front, survey, with_policies
+from calibrate.results import CHANGE_MAPS, fastest_feasible, front, survey, with_policies
 from calibrate.scores import Scores
 from calibrate.search import Search, open_optuna_study, quiet_optuna
 from calibrate.store import Storage, Store, masked_url
@@ -29,6 +29,7 @@ from calibrate.store.optuna_tables import trial_states
 from calibrate.study_file import Case, Export, Generation, ModelSpec, Study, StudyFile, Timing
 from calibrate.target import Target
 from calibrate.timing import repeat_until_steady
+from calibrate.warm_start import neighbours_of
 from scope_runtime import Profile, ProfileError, Scope, apply_scope
 
 # What the export does beside generating: metrics, clip, plot.
@@ -97,13 +98,18 @@ def work(session: Session) -> None:
         _work(session, store, worker, reserve=lambda _: 0.0)
 
 
-def run(session: Session) -> Exported:
+def run(session: Session, warm_start: Path | None = None) -> Exported:
     """Baselines, search, export: everything that is not there yet. Other workers may help with the same study.
+
+    Args:
+        session: The study.
+        warm_start: A profile, of other settings perhaps, whose policy and its neighbours are tried first.
 
     Raises:
         CalibrateError: If anything that the user can mend is in the way.
     """
     study = session.file.study
+    first = Profile.load(warm_start) if warm_start else None
     store = session.start()
     with Worker(store, study.workers.heartbeat) as worker:
         _work(
@@ -111,17 +117,26 @@ def run(session: Session) -> Exported:
             store,
             worker,
             lambda baselines: _export_seconds(baselines, len(study.held_out_cases) + study.timing.max_repeats),
+            first,
         )
         with worker.claimed("export"):
             return _exporter(session, store).run(study.export)
 
 
-def _work(session: Session, store: Store, worker: Worker, reserve: Callable[[list[Baseline]], float]) -> None:
+def _work(
+    session: Session,
+    store: Store,
+    worker: Worker,
+    reserve: Callable[[list[Baseline]], float],
+    warm_start: Profile | None = None,
+) -> None:
     """Baselines and search; of the minutes in the budget, what `reserve` says of the baselines is left over."""
     study = session.file.study
     optuna_study = open_optuna_study(store, create=True, heartbeat=study.workers.heartbeat)
     baselines = _baselines(session, store, worker)
     search = Search(study, store, optuna_study, session.target, baselines, worker, session.narrator)
+    if warm_start is not None:
+        search.enqueue(neighbours_of(warm_start.policy, search.space))
     minutes = study.budget.minutes
     search.run(session.started + minutes * 60 - reserve(list(baselines.values())) if minutes else float("inf"))
 
@@ -151,6 +166,7 @@ def status(session: Session) -> dict[str, Any]:
         },
         "workers": store.workers(study.workers.heartbeat),
         "failures": store.failures(),
+        "change_maps": _change_maps(store),
         "candidates": len(results),
         "budget_trials": study.budget.trials,
         "feasible": sum(result.feasible(study.floors) for result in results),
@@ -298,6 +314,7 @@ def verify(profile_path: Path, study: Path | None, model: Path | None, narrator:
 def _baselines(session: Session, store: Store, worker: Worker) -> dict[Case, Baseline]:
     cases = session.file.study.search_cases
     maker = Baselines(session.target, store, worker, session.file.study.cache_folder)
+    session.narrator.say(f"Traces for replay, per prompt: {session.target.trace_size()}")
     session.narrator.stage("Baselines: stock and exact", len(cases))
     made = {}
     for baseline, reused in maker.all(cases):
@@ -316,7 +333,13 @@ def _exporter(session: Session, store: Store) -> Exporter:
         session.start()
         return session.target
 
-    return Exporter(session.file, store, load, session.narrator)
+    return Exporter(session.file, store, load, session.narrator, _change_maps(store))
+
+
+def _change_maps(store: Store) -> dict[str, Any]:
+    """How well each indicator's change map fits, as the search found it."""
+    attributes: dict[str, Any] = open_optuna_study(store, create=False).user_attrs
+    return dict(attributes.get(CHANGE_MAPS, {}))
 
 
 def _export_seconds(baselines: list[Baseline], cases: int) -> float:

@@ -29,6 +29,16 @@ class Model(Protocol):
         """First transformer block's input after timestep modulation, for each of ``blocks``."""
 
 
+class Recorder(Protocol):
+    """What is told of every row of a full-compute run; calibration keeps traces with it."""
+
+    def begin(self, schedule: Schedule, volatile: frozenset[int]) -> None:
+        """A window begins; its rows follow."""
+
+    def record(self, row: int, branch: str, changes: Mapping[int, float], outputs: Mapping[int, torch.Tensor]) -> None:
+        """One model call: how far each active block's modulated input moved (where known), and its raw output."""
+
+
 @dataclass
 class _Branch:
     """State of one guidance branch."""
@@ -46,6 +56,7 @@ class Engine:
         schedule: The window's plan.
         policy: Rules for skipping, or None for exact mode: every active block is computed in every row.
         observe: Record indicator and output changes (exact mode only makes sense of them).
+        recorder: Told of every row when observing.
         volatile: Blocks whose input changes although they are complete (a prefix that is noised anew in every row):
             they are computed whenever a later block is and never captured.
         offload: Keep context in host memory.
@@ -57,6 +68,7 @@ class Engine:
         policy: Policy | None,
         *,
         observe: bool = False,
+        recorder: Recorder | None = None,
         volatile: frozenset[int] = frozenset(),
         offload: bool = False,
     ) -> None:
@@ -64,6 +76,7 @@ class Engine:
         self.policy = policy
         self.report = WindowReport(schedule)
         self._observe = observe
+        self._recorder = recorder
         self._volatile = volatile
         self._offload = offload
         self._decider = Decider(policy, schedule) if policy else None
@@ -74,6 +87,8 @@ class Engine:
         self._modes: dict[int, Mode] = {}
         self._changes: dict[int, float] = {}
         self._last_recompute = [0] * schedule.blocks
+        if recorder:
+            recorder.begin(schedule, volatile)
 
     @property
     def row(self) -> int:
@@ -118,6 +133,8 @@ class Engine:
                 outputs[block] = history.extrapolate(sigma, self._order(mode, history, sigma))
         if self._observe:
             self._observe_outputs(row, branch, outputs)
+            if self._recorder:
+                self._recorder.record(row, branch_name, self._changes, outputs)
         branches = self._branches.values()
         self.report.context_bytes = max(self.report.context_bytes, sum(b.context.bytes for b in branches))
         held = sum(h.bytes for b in branches for h in b.histories)

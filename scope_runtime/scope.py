@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from scope_runtime.context import ContextOptions
+from scope_runtime.engine import Recorder
 from scope_runtime.errors import AttachError, ProfileMismatch, ScopeWarning
 from scope_runtime.policy import Policy
 from scope_runtime.profile import Profile, Settings
@@ -98,7 +99,12 @@ def run_policy(pipe: Any, policy: Policy) -> Scope:
 
 
 def exact(
-    pipe: Any, *, observe: bool = False, offload_context: bool = False, max_context_bytes: int | None = None
+    pipe: Any,
+    *,
+    observe: bool = False,
+    recorder: Recorder | None = None,
+    offload_context: bool = False,
+    max_context_bytes: int | None = None,
 ) -> Scope:
     """Leaves out only what cannot change the result: needs no profile.
 
@@ -109,11 +115,13 @@ def exact(
     Args:
         pipe: A pipeline of a known family.
         observe: Also record how far indicators and outputs moved in every row (``report.observations``).
+        recorder: Told of every row's outputs while observing.
         offload_context: Keep captured context in host memory; slower, exact.
         max_context_bytes: Refuse a generation whose context would take more, before it starts.
     """
     context = ContextOptions(offload_context, max_context_bytes)
-    return Scope(_adapter_for(pipe)(pipe, lambda settings: (None, ""), observe=observe, context=context))
+    adapter = _adapter_for(pipe)
+    return Scope(adapter(pipe, lambda settings: (None, ""), observe=observe, recorder=recorder, context=context))
 
 
 def _adapter_for(pipe: Any) -> Any:

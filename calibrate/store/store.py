@@ -144,6 +144,16 @@ class Store:
                 )
             )
 
+    def complete(self, kind: str) -> Sequence[Generation]:
+        """All complete generations of a kind, oldest first."""
+        query = (
+            select(Generation)
+            .where(Generation.study_id == self.study.id, Generation.kind == kind, Generation.state == "complete")
+            .order_by(Generation.id)
+        )
+        with self.storage.sessions() as session:
+            return session.scalars(query).all()
+
     def last_activity(self) -> datetime | None:
         """When the newest generation finished."""
         query = select(func.max(Generation.finished)).where(Generation.study_id == self.study.id)

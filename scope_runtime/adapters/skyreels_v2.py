@@ -30,7 +30,7 @@ from diffusers.models.transformers.transformer_skyreels_v2 import (
 )
 
 from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
-from scope_runtime.engine import Engine
+from scope_runtime.engine import Engine, Recorder
 from scope_runtime.errors import AttachError, ConcurrentCallError
 from scope_runtime.policy import CONTEXT_DTYPES, Policy, needs_stale_context
 from scope_runtime.profile import Settings
@@ -217,6 +217,7 @@ class SkyReelsV2Attachment:
         pipe: A SkyReels-V2 diffusion-forcing pipeline.
         policy_for: Chooses the policy of each generation from its real settings.
         observe: Record indicator and output changes.
+        recorder: Told of every row when observing.
         context: Where context is kept and how much of it.
 
     Raises:
@@ -224,7 +225,13 @@ class SkyReelsV2Attachment:
     """
 
     def __init__(
-        self, pipe: Any, policy_for: PolicyFor, *, observe: bool = False, context: ContextOptions | None = None
+        self,
+        pipe: Any,
+        policy_for: PolicyFor,
+        *,
+        observe: bool = False,
+        recorder: Recorder | None = None,
+        context: ContextOptions | None = None,
     ) -> None:
         self.pipe = pipe
         self.transformer: Any = pipe.transformer
@@ -232,6 +239,7 @@ class SkyReelsV2Attachment:
         self.current_pass: Pass | None = None
         self._policy_for = policy_for
         self._observe = observe
+        self._recorder = recorder
         self._context = context or ContextOptions()
         self._owner: int | None = None
         self._overtaken: set[int] = set()
@@ -374,7 +382,14 @@ class SkyReelsV2Attachment:
         )
         policy, note = self._policy_for(self._settings(arguments, plan, bool(volatile)))
         refuse_if_over(self._context_bytes(schedule, policy, arguments["hidden_states"]), self._context)
-        engine = Engine(schedule, policy, observe=self._observe, volatile=volatile, offload=self._context.offload)
+        engine = Engine(
+            schedule,
+            policy,
+            observe=self._observe,
+            recorder=self._recorder,
+            volatile=volatile,
+            offload=self._context.offload,
+        )
         notes = [note] if note else []
         if not causal:
             notes.append("Attention is bidirectional (causal_block_size 1): nothing can be left out of a computed row.")

@@ -10,6 +10,14 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
+STUDY = Path("studies/reference.yaml")
+CACHE = Path("runs/bench")
+
+StudyPath = Annotated[Path, typer.Option(help="Pipeline, cases and space.")]
+Frames = Annotated[int | None, typer.Option(help="Frames of a clip; else the study's.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps; else the study's.")]
+Cases = Annotated[int, typer.Option(help="Most search cases, and most held-out cases.")]
+Cache = Annotated[Path, typer.Option(help="Where real runs are kept.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
 
 
@@ -43,6 +51,45 @@ def store(as_json: AsJson = False, generations: int = 100_000) -> None:
     from studies.bench.store import measure
 
     _show(measure(generations), as_json)
+
+
+@app.command()
+def replay(
+    as_json: AsJson = False,
+    policies: Annotated[int, typer.Option(help="Random policies to compare on.")] = 40,
+    fitted: Annotated[int, typer.Option(help="Other policies that the sensitivity is fitted to.")] = 12,
+    picks: Annotated[int, typer.Option(help="Candidates picked by replay, and as many at random.")] = 10,
+    speedup: Annotated[float, typer.Option(help="The speed-up at which picks compete.")] = 4.0,
+    study: StudyPath = STUDY,
+    frames: Frames = None,
+    steps: Steps = None,
+    cases: Cases = 2,
+    cache: Cache = CACHE,
+) -> None:
+    """Replay against real runs on prompts that the fit has not seen. Interrupted, it goes on where it was."""
+    from studies.bench.real_runs import Size
+    from studies.bench.replay import measure
+
+    _show(measure(Size(study, frames, steps, cases, cache), policies, fitted, picks, speedup), as_json)
+
+
+@app.command()
+def search(
+    as_json: AsJson = False,
+    budget: Annotated[list[float] | None, typer.Option(help="Full generations per prompt; repeatable.")] = None,
+    trials: Annotated[list[int] | None, typer.Option(help="Trials of plain Optuna; repeatable.")] = None,
+    study: StudyPath = STUDY,
+    frames: Frames = None,
+    steps: Steps = None,
+    cases: Cases = 2,
+    cache: Cache = CACHE,
+) -> None:
+    """Search by replay against plain Optuna: held-out hypervolume by budget. Interrupted, it goes on where it was."""
+    from studies.bench.real_runs import Size
+    from studies.bench.search import measure
+
+    size = Size(study, frames, steps, cases, cache)
+    _show(measure(size, budget or [4.0, 6.0, 8.0, 12.0], trials or [25, 50, 100, 200]), as_json)
 
 
 def _show(figures: Any, as_json: bool) -> None:

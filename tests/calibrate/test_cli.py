@@ -16,10 +16,11 @@ from typer.testing import Result
 import calibrate.files
 from calibrate.search import Search
 from scope_runtime import Profile, apply_scope
-from tests.calibrate.conftest import Workplace
-from tests.tiny import latents, save_tiny_pipeline, tiny_pipeline
+from tests.calibrate.conftest import TINY_STUDY, Workplace
+from tests.tiny import CALL, latents, save_tiny_pipeline, tiny_pipeline
 
 Make = Callable[..., Workplace]
+SEARCH_CASES = TINY_STUDY["search_cases"]
 
 
 def _assert_refused(result: Result, *fragments: str) -> None:
@@ -141,7 +142,7 @@ def test_verify_takes_another_folder_and_refuses_another_model(finished: Workpla
 
 def test_export_by_another_rule(finished: Workplace, make_workplace: Make) -> None:
     result = finished.scope(
-        "export", "study.yaml", "--rule", "best-quality", "--min-speedup", "1.01", "--output", "best.json", "--json"
+        "export", "study.yaml", "--rule", "best-quality", "--target-speedup", "1.01", "--output", "best.json", "--json"
     )
     assert result.exit_code == 0, result.output
     exported = json.loads(result.stdout)
@@ -151,7 +152,7 @@ def test_export_by_another_rule(finished: Workplace, make_workplace: Make) -> No
     fastest = Profile.load(finished.folder / "profiles/tiny.json").evidence
     assert best.evidence["search"]["psnr_db"] >= fastest["search"]["psnr_db"]
     _assert_refused(
-        finished.scope("export", "study.yaml", "--min-speedup", "90", "--output", "fast.json"), "export.min_speedup"
+        finished.scope("export", "study.yaml", "--target-speedup", "90", "--output", "fast.json"), "export.min_speedup"
     )
     _assert_refused(finished.scope("export", "study.yaml", "--rule", "best-quality"), "export", "needs min_speedup")
     _assert_refused(finished.scope("export", "study.yaml", "--rule", "loudest"), "export: rule", "knee")
@@ -302,6 +303,74 @@ def test_a_database_that_goes_away_is_one_sentence(make_workplace: Make, monkeyp
     assert result.exit_code == 2
     assert "storage: the database cannot be reached" in result.stderr
     assert "hunter2" not in result.stderr
+
+
+def test_goals_take_the_place_of_floors_and_say_how_close_the_search_came(finished: Workplace) -> None:
+    fast = finished.scope("export", "study.yaml", "--target-speedup", "90", "--output", "goal.json")
+    _assert_refused(fast, "no policy above the floors reaches 90x", "the fastest (trial")
+    fine = finished.scope("export", "study.yaml", "--min-psnr", "99.5", "--output", "goal.json")
+    _assert_refused(fine, "the closest (trial", "misses", "psnr_db by")
+    alike = finished.scope("export", "study.yaml", "--min-ssim", "0.99999999", "--output", "goal.json")
+    _assert_refused(alike, "ssim by")
+    small = finished.scope("export", "study.yaml", "--max-memory", "1KB", "--output", "goal.json")
+    _assert_refused(small, "max_memory by")
+    assert not (finished.folder / "goal.json").exists()
+    met = finished.scope(
+        "export", "study.yaml", "--max-memory", "40GB", "--target-speedup", "1.2", "--output", "goal.json"
+    )
+    assert met.exit_code == 0, met.output
+    assert Profile.load(finished.folder / "goal.json").provenance["rule"] == "best-quality"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field"),
+    [
+        ("--max-memory", "forty", "floors.max_memory"),
+        ("--min-psnr", "101", "floors.psnr_db"),
+        ("--min-ssim", "nan", "floors.ssim"),
+        ("--target-speedup", "0.5", "export.min_speedup"),
+    ],
+)
+def test_a_goal_out_of_range_is_one_sentence(finished: Workplace, option: str, value: str, field: str) -> None:
+    _assert_refused(finished.scope("export", "study.yaml", option, value), field)
+
+
+def test_a_warm_start_tries_the_profile_and_its_neighbours_first(finished: Workplace, make_workplace: Make) -> None:
+    profile = finished.folder / "profiles/tiny.json"
+    workplace = make_workplace(
+        name="warm", generation=CALL | {"num_inference_steps": 6}, budget={"trials": 2}, search_cases=SEARCH_CASES[:1]
+    )
+    result = workplace.scope("run", "study.yaml", "--warm-start", str(profile))
+    assert result.exit_code == 0, result.output
+    tried = [entry["policy"] for entry in json.loads(workplace.scope("front", "study.yaml", "--json").stdout)]
+    wanted = Profile.load(profile).policy
+    assert any((p["warmup"], p["max_skip"]) == (wanted.warmup, wanted.max_skip) for p in tried)
+
+
+def test_the_budget_counts_full_generations_baselines_included(make_workplace: Make) -> None:
+    workplace = make_workplace(
+        name="thrifty", budget={"trials": 50, "equivalents": 3.0}, search_cases=SEARCH_CASES[:1],
+        floors={"psnr_db": None, "psnr_worst_prompt_db": None},
+    )  # fmt: skip
+    result = workplace.scope("run", "study.yaml")
+    assert result.exit_code == 0, result.output
+    assert "budget of 3 full generations per prompt is spent" in result.stderr
+    assert "Traces for replay" in result.stderr
+    engine = create_engine(f"sqlite:///{workplace.folder / 'runs/thrifty.db'}")
+    with engine.connect() as connection:
+        spent = connection.execute(
+            text(
+                "SELECT SUM(evaluations * 1.0 / stock_evaluations) FROM scope_generation "
+                "WHERE kind IN ('stock', 'exact', 'candidate')"
+            )
+        ).scalar_one()
+    assert 2.0 < spent <= 3.3
+    status = json.loads(workplace.scope("status", "study.yaml", "--json").stdout)
+    assert status["change_maps"]["noise-level"]["prompts"] == 1
+    assert status["change_maps"]["noise-level"]["pairs"] > 10
+    assert "R2" in workplace.scope("status", "study.yaml").stdout
+    evidence = Profile.load(workplace.folder / "profiles/thrifty.json").evidence
+    assert evidence["change_map"]["prompts"] == 1
 
 
 def _with_policy(profile: str, **changes: float) -> str:

@@ -1,0 +1,268 @@
+"""An Optuna sampler that screens candidates by replay and proposes the one that promises most.
+
+It stands beside Optuna's own samplers under `study.optimize`: storage, workers, heartbeats and retries stay Optuna's.
+For every trial whose parameters are not given it
+
+1. fits the sensitivity of this model to errors from all real runs so far (`calibrate.sensitivity`);
+2. screens new candidates by replay, in an inner in-memory Optuna study (NSGA-II) that climbs towards the
+   front of estimated speed-up and quality, and adds them to a pool that it keeps;
+3. leaves out what has been tried or is being tried, compared by what a candidate does, not by its parameters;
+4. proposes the one whose real run is expected to add most hypervolume to the measured front, weighted with the
+   probability that it holds the floors, its worst prompt's included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from scipy.optimize import isotonic_regression
+from scipy.stats import norm
+
+from calibrate.hypervolume import Point, expected_improvement
+from calibrate.replay import Replay, Replayed
+from calibrate.results import results_of
+from calibrate.sensitivity import Observed, Sensitivity
+from calibrate.space import Space
+from calibrate.study_file import Floors
+from scope_runtime import Policy
+
+# Candidates screened for the first proposal of a process, and for each later one.
+_SCREENED_FIRST, _SCREENED_LATER = 300, 100
+_POPULATION = 40
+# Where the front's quality counts from when no floor says so.
+_REFERENCE_DB = 20.0
+# A floor is no cliff: fronts reach a little below it.
+_BELOW_FLOOR_DB = 3.0
+# System attribute of a trial that holds what was proposed, for workers that look before its parameters are all known.
+_PROPOSED = "replay:proposed"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A real run of one candidate on one search case.
+
+    Attributes:
+        policy: The candidate's.
+        case: Its number among the traces.
+        figures: Metrics by name, `psnr_db` among them.
+    """
+
+    policy: Policy
+    case: int
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Screened:
+    """A candidate of the pool.
+
+    Attributes:
+        parameters: By name, as the outer trial will suggest them.
+        policy: What they stand for.
+        replayed: Its replay.
+    """
+
+    parameters: dict[str, Any]
+    policy: Policy
+    replayed: Replayed
+
+
+class ReplaySampler(BaseSampler):
+    """Proposes candidates by replay; see the module's text. Seed, trial number and history fix every proposal."""
+
+    def __init__(
+        self,
+        space: Space,
+        replay: Replay,
+        measured: Callable[[], Sequence[Measured]],
+        floors: Floors,
+        *,
+        seed: int,
+        min_speedup: float | None = None,
+        screened: tuple[int, int] = (_SCREENED_FIRST, _SCREENED_LATER),
+    ) -> None:
+        """Prepares the sampler.
+
+        Args:
+            space: What may be chosen.
+            replay: The traces of the search cases.
+            measured: Gives all real runs so far, whoever made them.
+            floors: Quality that is asked for.
+            seed: Of the screening.
+            min_speedup: What slower candidates reach does not count.
+            screened: Candidates screened for the first proposal and for each later one.
+        """
+        self.space = space
+        self.replay = replay
+        self.floors = floors
+        self.sensitivity = Sensitivity.fit([])
+        self._measured = measured
+        self._seed = seed
+        self._min_speedup = min_speedup or 1.0
+        self._screened = screened
+        self._pool: dict[object, Screened] = {}
+        self._proposals: dict[int, dict[str, Any]] = {}
+        self._random = RandomSampler(seed=seed)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Nothing: the space is conditional, so parameters are handed out as they are asked for."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing; see `infer_relative_search_space`."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The proposal's value of one parameter; the proposal is made when the first is asked for.
+
+        A trial that is tried again after its worker died carries its proposal with it. Should some of its parameters be
+        given that lead to ones that the proposal does not have, these are drawn at random.
+        """
+        proposed = self._proposals.get(trial.number) or trial.system_attrs.get(_PROPOSED)
+        if proposed is None:
+            proposed = self.propose(study, trial.number).parameters
+            study._storage.set_trial_system_attr(trial._trial_id, _PROPOSED, proposed)
+        self._proposals = {trial.number: proposed}
+        if param_name not in proposed:
+            return self._random.sample_independent(study, trial, param_name, param_distribution)
+        return proposed[param_name]
+
+    def propose(self, study: optuna.Study, number: int) -> Screened:
+        """The most promising candidate that nobody has tried or is trying."""
+        measured = self._measured()
+        self._fit(measured)
+        tried = self._tried(study, number)
+        self._screen(self._seed + number, _best_parameters(study))
+        open_candidates = [s for key, s in self._pool.items() if key not in tried] or list(self._pool.values())
+        points = self._front(study, number)
+        needed = self._needed_psnr(measured)
+        scores = [self._score(candidate.replayed, points, needed) for candidate in open_candidates]
+        if max(scores) <= 0:  # nothing would add to the front: the fastest of what probably holds the floors
+            scores = [self._holds(c.replayed, needed) * c.replayed.speedup_evaluations for c in open_candidates]
+        return open_candidates[int(np.argmax(scores))]
+
+    def estimate(self, replayed: Replayed) -> NDArray[np.float64]:
+        """Estimated PSNR per case, in dB."""
+        return self.sensitivity.psnr_db(replayed.errors, range(len(replayed.errors)))
+
+    def _fit(self, measured: Sequence[Measured]) -> None:
+        self.sensitivity = Sensitivity.fit(
+            [Observed(m.case, self.replay.run(m.policy).errors[m.case], m.figures["psnr_db"]) for m in measured]
+        )
+
+    def _tried(self, study: optuna.Study, number: int) -> set[object]:
+        """What all other trials do or did, by what tells candidates apart."""
+        tried: set[object] = set()
+        for trial in study.get_trials(deepcopy=False):
+            parameters = trial.system_attrs.get(_PROPOSED) or trial.system_attrs.get("fixed_params") or trial.params
+            if trial.number == number or not parameters:
+                continue
+            # A trial of a killed worker may know a part of its parameters only.
+            with contextlib.suppress(ValueError):
+                tried.add(self.replay.run(self.space.suggest(FixedTrial(parameters))).key)
+        return tried
+
+    def _screen(self, seed: int, start: Sequence[Mapping[str, Any]]) -> None:
+        """Adds candidates to the pool, starting from the parameters of good ones."""
+        count = self._screened[1] if self._pool else self._screened[0]
+        with _quietly():
+            inner = optuna.create_study(
+                directions=["maximize", "maximize"], sampler=NSGAIISampler(population_size=_POPULATION, seed=seed)
+            )
+            for parameters in start[: _POPULATION // 2]:
+                inner.enqueue_trial(dict(parameters))
+            inner.optimize(self._look, n_trials=count)
+
+    def _look(self, trial: optuna.Trial) -> tuple[float, float]:
+        """One candidate of the inner study: speed-up, and estimated PSNR between the mean and the worst prompt's."""
+        policy = self.space.suggest(trial)
+        replayed = self.replay.run(policy)
+        self._pool.setdefault(replayed.key, Screened(dict(trial.params), policy, replayed))
+        estimated = self.estimate(replayed)
+        return replayed.speedup_evaluations, float(estimated.mean() + estimated.min()) / 2
+
+    def _front(self, study: optuna.Study, number: int) -> list[Point]:
+        """Measured points, and the estimates of what is running in their place."""
+        points = [
+            (result.speedup_evaluations, result.figures["psnr_db"])
+            for result in results_of(study)
+            if result.feasible(self.floors)
+        ]
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            parameters = trial.system_attrs.get(_PROPOSED)
+            if trial.number != number and parameters:
+                replayed = self.replay.run(self.space.suggest(FixedTrial(parameters)))
+                points.append((replayed.speedup_evaluations, float(self.estimate(replayed).mean())))
+        return points
+
+    def _needed_psnr(self, measured: Sequence[Measured]) -> float:
+        """The mean PSNR at which every floor on a mean holds; other metrics are translated by what runs showed."""
+        margin = self.floors.safety_margin_db
+        needed = [0.0 if self.floors.psnr_db is None else self.floors.psnr_db + margin]
+        for name in ("psnr_worst_frame_db", "ssim", "temporal_psnr_db"):
+            floor = getattr(self.floors, name)
+            if floor is not None and measured:
+                needed.append(_equivalent_psnr(measured, name, floor))
+        return max(needed)
+
+    def _holds(self, replayed: Replayed, needed: float) -> float:
+        """Probability that the floors hold, the worst prompt's included."""
+        estimated, spread = self.estimate(replayed), self.sensitivity.spread_db
+        of_mean = norm.cdf((estimated.mean() - needed) / (spread / math.sqrt(len(estimated))))
+        worst = self.floors.psnr_worst_prompt_db
+        of_worst = 1.0 if worst is None else norm.cdf((estimated.min() - worst - self.floors.safety_margin_db) / spread)
+        return float(of_mean * of_worst)
+
+    def _score(self, replayed: Replayed, points: Sequence[Point], needed: float) -> float:
+        reference = (self._min_speedup, needed - _BELOW_FLOOR_DB if needed else _REFERENCE_DB)
+        estimated = self.estimate(replayed)
+        spread = self.sensitivity.spread_db / math.sqrt(len(estimated))
+        candidate = replayed.speedup_evaluations, float(estimated.mean())
+        return self._holds(replayed, needed) * expected_improvement(points, candidate, spread, reference)
+
+
+def _best_parameters(study: optuna.Study) -> list[dict[str, Any]]:
+    """Parameters of the front's trials, or of all complete ones while there is no front."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial.params for trial in (study.best_trials if complete else []) or complete]
+
+
+def _equivalent_psnr(measured: Sequence[Measured], metric: str, floor: float) -> float:
+    """The PSNR from which runs showed a metric above its floor, by isotonic regression of the one on the other."""
+    ordered = sorted(measured, key=lambda m: m.figures["psnr_db"])
+    psnr = [m.figures["psnr_db"] for m in ordered]
+    fitted = isotonic_regression([m.figures[metric] for m in ordered]).x
+    above = np.flatnonzero(fitted >= floor)
+    return psnr[above[0]] if len(above) else psnr[-1]
+
+
+def draw(space: Space, sampler: BaseSampler, count: int) -> Iterator[Policy]:
+    """Candidates of a space, drawn by a sampler that is told nothing of what they come to."""
+    with _quietly():
+        study = optuna.create_study(sampler=sampler)
+        for _ in range(count):
+            yield space.suggest(study.ask())
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

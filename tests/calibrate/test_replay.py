@@ -1,0 +1,133 @@
+"""Traces and replay against the runtime on a tiny pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from calibrate.replay import LEVELS, Replay
+from calibrate.study_file import Generation
+from calibrate.trace import Trace, TraceRecorder, TraceSize
+from scope_runtime import Policy, exact, run_policy
+from tests.tiny import CALL, latents, tiny_pipeline
+
+PROMPTS = ("a red circle moving left", "a blue square moving right")
+
+
+@pytest.fixture(scope="module")
+def recorded() -> tuple[Any, list[Trace]]:
+    pipe = tiny_pipeline()
+    traces = []
+    for prompt in PROMPTS:
+        recorder = TraceRecorder(CALL["guidance_scale"])
+        with exact(pipe, observe=True, recorder=recorder):
+            latents(pipe, prompt)
+        traces.append(recorder.trace())
+    return pipe, traces
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(warmup=2, max_skip=2),
+        Policy(warmup=1, max_skip=3, order=2, tail=1, granularity="step"),
+        Policy(warmup=1, max_skip=3, stale_tolerance=0.2),
+        Policy(warmup=1, max_skip=3, cache_threshold=0.1, predict_threshold=0.3),
+        Policy(warmup=1, max_skip=3, context_window=1),
+    ],
+    ids=["periodic", "step", "stale", "thresholds", "window"],
+)
+def test_a_replay_does_what_a_real_run_does(recorded: tuple[Any, list[Trace]], policy: Policy) -> None:
+    pipe, traces = recorded
+    replayed = Replay(traces).run(policy)
+    with run_policy(pipe, policy) as scope:
+        latents(pipe)
+    assert list(replayed.plans[0]) == scope.report.modes
+    assert replayed.evaluations == (scope.report.evaluations,) * 2
+    assert replayed.stock_evaluations == (scope.report.stock_evaluations,) * 2
+
+
+def test_recomputing_everything_has_no_error(recorded: tuple[Any, list[Trace]]) -> None:
+    for indicator in ("noise-level", "modulated-input"):
+        replayed = Replay(recorded[1]).run(Policy(warmup=1000, indicator=indicator))
+        assert not replayed.errors.any()
+        assert set("".join(replayed.plans[0])) <= set("RK.")
+
+
+def test_the_content_indicator_decides_on_what_was_recorded(recorded: tuple[Any, list[Trace]]) -> None:
+    pipe, traces = recorded
+    policy = Policy(warmup=1, max_skip=4, indicator="modulated-input", predict_threshold=0.5)
+    replayed = Replay(traces).run(policy)
+    assert "P" in "".join(replayed.plans[0])
+    assert replayed.plans[0] != replayed.plans[1] or replayed.evaluations[0] == replayed.evaluations[1]
+    # Up to its first skip a real run sees just what the full-compute run saw.
+    with run_policy(pipe, policy) as scope:
+        latents(pipe, PROMPTS[0])
+    first = next(row for row, letters in enumerate(scope.report.modes) if "P" in letters)
+    assert list(replayed.plans[0][: first + 1]) == scope.report.modes[: first + 1]
+
+
+def test_replayed_errors_are_those_of_the_outputs_themselves(recorded: tuple[Any, list[Trace]]) -> None:
+    """One skipped update, by hand: the first-order prediction from the two recomputes before it."""
+    trace = recorded[1][0]
+    window = trace.windows[0]
+    schedule = window.schedule
+    rows = [row for row in range(schedule.rows) if 0 in schedule.active(row)]
+    plan = [
+        "".join("." if block not in schedule.active(row) else "R" for block in range(schedule.blocks))
+        for row in range(schedule.rows)
+    ]
+    plan[rows[3]] = "P" + plan[rows[3]][1:]
+    replayed = Replay([trace]).run(Policy(plan=tuple(plan)))
+    cond, uncond = window.outputs
+    guided = uncond + trace.guidance_scale * (cond - uncond)
+    s1, s0, s = (schedule.sigma[row][0] for row in rows[1:4])
+    v1, v0, v = (guided[row, 0] for row in rows[1:4])
+    error = (v0 + (s - s0) * (v0 - v1) / (s0 - s1) - v).norm() * schedule.step_size(rows[3], 0)
+    assert replayed.errors[0, 0, :LEVELS].sum() == pytest.approx(float(error), rel=1e-4)
+    assert not replayed.errors[0, 1:, :LEVELS].any()
+    assert replayed.errors[0, 1:, LEVELS].any(), "later blocks saw an older row of this one"
+
+
+def test_a_trace_keeps_the_geometry_of_the_outputs() -> None:
+    pipe, seen = tiny_pipeline(), {}
+
+    class Both(TraceRecorder):
+        def record(self, row: int, branch: str, changes: Any, outputs: Any) -> None:
+            super().record(row, branch, changes, outputs)
+            seen[branch, row] = {block: output.clone() for block, output in outputs.items()}
+
+    recorder = Both(3.0)
+    with exact(pipe, observe=True, recorder=recorder):
+        latents(pipe)
+    window = recorder.trace().windows[0]
+    a, b = seen["cond", 3][0], seen["uncond", 5][0]
+    kept = 2 * window.outputs[0, 3, 0] - window.outputs[1, 5, 0]
+    assert float(kept.norm()) == pytest.approx(float((2 * a - b).square().mean().sqrt()), rel=1e-4)
+
+
+def test_a_trace_survives_its_file(recorded: tuple[Any, list[Trace]]) -> None:
+    trace = recorded[1][0]
+    tensors, about = trace.to_tensors()
+    back = Trace.from_tensors(tensors, about)
+    assert back.windows[0].schedule == trace.windows[0].schedule
+    assert back.branches == ("cond", "uncond")
+    assert torch.equal(back.windows[0].outputs, trace.windows[0].outputs)
+    assert np.array_equal(back.windows[0].changes, trace.windows[0].changes, equal_nan=True)
+
+
+@pytest.mark.parametrize("samples", [16, 10_000])
+def test_the_size_said_beforehand_holds(samples: int) -> None:
+    pipe = tiny_pipeline()
+    size = TraceSize.of(Generation(**CALL), channels=16, scale=pipe.vae_scale_factor_spatial, max_samples=samples)
+    recorder = TraceRecorder(CALL["guidance_scale"], max_samples=samples)
+    with exact(pipe, observe=True, recorder=recorder):
+        latents(pipe)
+    held = sum(o.numel() * 4 for w in recorder._windows for kept in w._outputs.values() for o in kept.values())
+    tensors, _ = recorder.trace().to_tensors()
+    assert 0 < held <= size.memory_bytes
+    assert sum(t.numel() * t.element_size() for t in tensors.values()) <= size.file_bytes
+    assert "MiB" in str(size)

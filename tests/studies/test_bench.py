@@ -1,0 +1,67 @@
+"""The long benchmarks at their smallest, on a tiny pipeline: what they print, and that they go on where they were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from calibrate.target import Target
+from studies.bench.__main__ import app
+from tests.tiny import CALL, save_tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    save_tiny_pipeline(folder / "pipe")
+    study = {
+        "name": "tiny",
+        "model": {"path": "pipe", "threads": 1},
+        "generation": CALL,
+        "search_cases": [{"prompt": "a red circle moving left", "seed": 1}],
+        "held_out_cases": [{"prompt": "a green circle moving up", "seed": 3}],
+        "search": {"indicator": ["noise-level"], "warmup": {"low": 1, "high": 3}},
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+def _run(study: Path, *arguments: str) -> Any:
+    options = ("--study", str(study), "--cache", str(study.parent / "cache"), "--cases", "1", "--json")
+    result = CliRunner().invoke(app, [*arguments, *options])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def _no_generation(*_: Any) -> Any:
+    raise AssertionError("a generation was made anew")
+
+
+def test_replay_against_real_runs(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("replay", "--policies", "3", "--fitted", "2", "--picks", "1", "--speedup", "2.2")
+    figures = _run(study, *arguments)
+    assert figures["evaluations_exact"] is True
+    assert -1 <= figures["rank_correlation"] <= 1
+    assert figures["seconds_per_replay"] > 0
+    assert figures["policies"] == 3
+    monkeypatch.setattr(Target, "denoise", _no_generation)
+    again = _run(study, *arguments)
+    measured = ("rank_correlation", "picked_minus_random_db", "seconds_per_run")
+    assert {name: again[name] for name in measured} == {name: figures[name] for name in measured}
+
+
+def test_search_by_replay_against_plain_optuna(study: Path) -> None:
+    figures = _run(study, "search", "--budget", "2.5", "--budget", "4", "--trials", "3", "--trials", "5")
+    replay, plain = figures["replay"], figures["plain"]
+    assert [line[0] for line in plain] == [3, 5]
+    assert plain[0][1] < plain[1][1]
+    assert replay[0][0] <= 2.5
+    assert replay[0][0] < replay[1][0] <= 4
+    # The made-up model's videos are far from each other: a front may lie wholly below what counts.
+    assert all(line[-1] >= 0 for line in replay + plain)
