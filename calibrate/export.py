@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 
 from calibrate import environment
+from calibrate.detail import describe
 from calibrate.files import write_atomically
 from calibrate.paired import Clips, PairedCase, measure_pairs, spread, verdict
 from calibrate.pictures import comparison_clip, front_plot
@@ -191,7 +192,8 @@ class Exporter:
                 seconds_end_to_end=pair.scope_end_to_end,
                 metrics=pair.quality.to_dict(),
                 **shared,
-            )
+            ),
+            describe(pair.scope_report, pair.frame_psnr_db),
         )
 
 

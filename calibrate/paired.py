@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from calibrate.quality import Frames, Quality, compare, floor_figures, summarise
+from calibrate.quality import Frames, Quality, compare, floor_figures, frame_psnr, summarise
 from calibrate.study_file import Case
 from calibrate.target import Denoised, Target
 from scope_runtime import Report, Scope, exact
@@ -45,6 +45,7 @@ class PairedCase:
         scope_report: What the policy did.
         max_abs_diff: Largest absolute difference between exact and stock latents.
         quality: The policy's frames against the stock frames.
+        frame_psnr_db: PSNR of every frame against the stock frame.
         started: UTC.
         finished: UTC.
     """
@@ -60,6 +61,7 @@ class PairedCase:
     scope_report: Report
     max_abs_diff: float
     quality: Quality
+    frame_psnr_db: list[float]
     started: datetime
     finished: datetime
 
@@ -123,6 +125,7 @@ def measure_pairs(
             scope_report=scope_report,
             max_abs_diff=float((selective.latents - stock.latents).abs().max()),
             quality=compare(stock_frames, scope_frames),
+            frame_psnr_db=frame_psnr(stock_frames, scope_frames),
             started=started,
             finished=datetime.now(UTC),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -73,7 +73,12 @@ class Result:
 def load_results(study: optuna.Study) -> list[Result]:
     """The results of all completed trials, one per policy: a repeat carries the result of the trial it repeats."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    results = [Result(**trial.user_attrs[RESULT]) for trial in trials if RESULT in trial.user_attrs]
+    return results_in(trial.user_attrs for trial in trials)
+
+
+def results_in(attributes: Iterable[Mapping[str, Any]]) -> list[Result]:
+    """The results in the user attributes of completed trials, one per policy."""
+    results = [Result(**found[RESULT]) for found in attributes if RESULT in found]
     return list({result.trial: result for result in results}.values())
 
 

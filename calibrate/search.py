@@ -19,9 +19,12 @@ from optuna.trial import TrialState
 
 from calibrate import environment
 from calibrate.baseline import Baseline
+from calibrate.clips import ClipShelf
+from calibrate.detail import describe
 from calibrate.errors import CalibrateError
+from calibrate.pictures import comparison_clip
 from calibrate.progress import Narrator
-from calibrate.quality import compare
+from calibrate.quality import Frames, compare, frame_psnr
 from calibrate.results import RESULT, Result, fastest_feasible, load_results
 from calibrate.space import Space
 from calibrate.store import Generation, Store
@@ -70,6 +73,7 @@ class Search:
         self.narrator = narrator
         self.space = Space(study.search, [baseline.observations for baseline in baselines.values()])
         self.optuna_study = optuna_study
+        self.clips = ClipShelf(study.clip_folder, study.clip_megabytes)
         self._seconds: list[float] = []
 
     def run(self, deadline: float) -> None:
@@ -167,7 +171,15 @@ class Search:
         row.seconds_end_to_end = self.target.encode_seconds(case.prompt) + denoised.seconds + seconds_decode
         row.reason = self._hopeless(row)
         row.state, row.finished = "complete", datetime.now(UTC)
-        return self.store.add(row)
+        self.store.add(row, describe(scope.report, frame_psnr(baseline.frames, frames)))
+        self._keep_clip(policy, case, frames)
+        return row
+
+    def _keep_clip(self, policy: Policy, case: Case, frames: Frames) -> None:
+        stock, fps = self.baselines[case].frames, self.study.generation.fps
+        self.clips.keep(
+            policy.to_dict(), case.prompt, case.seed, lambda: comparison_clip(stock, frames, fps, preset="veryfast")
+        )
 
     def _hopeless(self, row: Generation) -> str | None:
         """Why the other prompts need not be tried, or None."""

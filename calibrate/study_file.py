@@ -209,6 +209,7 @@ class Study(_Strict):
     seed: int = Field(default=0, ge=0, lt=2**32)
     storage: str | None = Field(default=None, min_length=1)
     cache: str | None = Field(default=None, min_length=1)
+    clip_megabytes: float = Field(default=500.0, ge=0)
     export: Export = Export()
 
     @model_validator(mode="after")
@@ -235,6 +236,11 @@ class Study(_Strict):
     def cache_folder(self) -> Path:
         """Where latents and frames of full-compute runs are kept."""
         return Path(self.cache or f"runs/{self.name}")
+
+    @property
+    def clip_folder(self) -> Path:
+        """Where comparison clips of candidates are kept, up to `clip_megabytes`."""
+        return self.cache_folder / "clips"
 
     @property
     def profile_path(self) -> Path:

@@ -6,10 +6,11 @@ import re
 import sqlite3
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 import sqlalchemy.exc
-from sqlalchemy import URL, Engine, create_engine, event, make_url, select
+from sqlalchemy import URL, Engine, create_engine, event, inspect, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -30,12 +31,13 @@ class Storage:
         sessions: Makes sessions on `engine`.
     """
 
-    def __init__(self, url: str, *, create: bool = True) -> None:
+    def __init__(self, url: str, *, create: bool = True, read_only: bool = False) -> None:
         """Opens the database and makes missing tables.
 
         Args:
             url: An SQLAlchemy URL, SQLite or PostgreSQL (`postgresql+psycopg://...`).
             create: Whether a missing SQLite file is made; readers that expect one pass False.
+            read_only: Whether the database itself refuses every write; nothing is made then, tables included.
 
         Raises:
             CalibrateError: If the URL or its driver is wrong, the database cannot be reached or written, or was made
@@ -43,11 +45,14 @@ class Storage:
         """
         self.url = _parse(url)
         if self.url.get_backend_name() == "sqlite":
-            _prepare_file(self.url, create)
+            _prepare_file(self.url, create and not read_only)
         try:
-            self.engine = _engine(self.url)
-            Base.metadata.create_all(self.engine)
+            self.engine = _read_only_engine(self.url) if read_only else _engine(self.url)
             self.sessions = sessionmaker(self.engine, expire_on_commit=False)
+            if read_only:
+                self._require_tables()
+            else:
+                Base.metadata.create_all(self.engine)
             with self.sessions.begin() as session:
                 self._check_version(session)
         except (sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError) as error:
@@ -66,9 +71,24 @@ class Storage:
         """One sentence for a failure of this database, without its password."""
         return f"storage: {masked_url(self.url)}: {database_failure(error)}"
 
+    def require_file(self) -> None:
+        """Checks that an SQLite file has not been moved away: an open connection would go on reading it.
+
+        Raises:
+            CalibrateError: If it has.
+        """
+        if self.url.get_backend_name() == "sqlite" and not Path(str(self.url.database)).exists():
+            raise CalibrateError(f"storage: {masked_url(self.url)}: the database file is no longer there.")
+
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()
+
+    def _require_tables(self) -> None:
+        if not inspect(self.engine).has_table(SchemaVersion.__tablename__):
+            raise CalibrateError(
+                f"storage: {masked_url(self.url)} holds no studies yet; start one with `scope-calibrate run`."
+            )
 
     def _check_version(self, session: Session) -> None:
         version = session.scalar(select(SchemaVersion.version))
@@ -147,6 +167,18 @@ def _engine(url: URL) -> Engine:
     if url.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
     return engine
+
+
+def _read_only_engine(url: URL) -> Engine:
+    """An engine whose every transaction the database itself keeps from writing."""
+    options = _engine_options(url)
+    if url.get_backend_name() == "sqlite":
+        path = quote(str(Path(str(url.database)).resolve()))
+        return create_engine(
+            URL.create("sqlite", database=f"file:{path}", query={"mode": "ro", "uri": "true"}), **options
+        )
+    options["connect_args"]["options"] = "-c default_transaction_read_only=on"
+    return create_engine(url, **options)
 
 
 def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from calibrate.errors import CalibrateError
 from calibrate.files import digest
-from calibrate.store.models import Environment, Generation, ProfileRecord, StudyRecord
+from calibrate.store.models import Environment, Generation, GenerationDetail, ProfileRecord, StudyRecord
 from calibrate.store.storage import Storage
 
 FULL_COMPUTE = "full-compute"
@@ -87,13 +87,16 @@ class Store:
                 session.flush()
             return record.id
 
-    def add(self, generation: Generation) -> Generation:
-        """Records a generation of this study, with its digests filled in."""
+    def add(self, generation: Generation, detail: dict[str, Any] | None = None) -> Generation:
+        """Records a generation of this study, with its digests filled in, and what is drawn of it, if anything."""
         generation.study_id = self.study.id
         generation.policy_digest = policy_digest(generation.policy)
         generation.prompt_digest = digest(generation.prompt)
         with self.storage.sessions.begin() as session:
             session.add(generation)
+            if detail is not None:
+                session.flush()
+                session.add(GenerationDetail(generation_id=generation.id, detail=detail))
         return generation
 
     def measured(self, kind: str, policy: dict[str, Any] | None, prompt: str, seed: int) -> Generation | None:

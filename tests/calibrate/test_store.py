@@ -98,7 +98,14 @@ def test_optunas_tables_live_beside_ours(storage: Storage) -> None:
     open_optuna_study(store, create=True)
     tables = set(inspect(storage.engine).get_table_names())
     ours = {name for name in tables if name.startswith("scope_")}
-    assert {"scope_study", "scope_generation", "scope_environment", "scope_profile", "scope_schema"} == ours
+    assert {
+        "scope_study",
+        "scope_generation",
+        "scope_generation_detail",
+        "scope_environment",
+        "scope_profile",
+        "scope_schema",
+    } == ours
     assert {"studies", "trials"} <= tables - ours
     assert len(Storage(storage.url.render_as_string(hide_password=False)).sessions().execute(
         text("SELECT version FROM scope_schema")
