@@ -97,6 +97,9 @@ def export(
     study: StudyPath,
     rule: Annotated[str | None, typer.Option(help="fastest, best-quality or knee; else the study's.")] = None,
     min_speedup: Annotated[float | None, typer.Option(help="Leave out slower policies; else the study's.")] = None,
+    trial: Annotated[
+        int | None, typer.Option(help="This trial's policy, whatever the rule and the floors say.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The profile's path; else the study's.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +108,7 @@ def export(
 
     with _explained(), Narrator() as narrator, workflow.open_session(study, narrator) as session:
         settings = session.file.export_settings(rule, min_speedup, output)
-        exported = workflow.export(session, settings)
+        exported = workflow.export(session, settings, trial)
     _show_export(exported.to_dict(), as_json)
 
 
@@ -127,6 +130,20 @@ def verify(
         _print_json(figures)
     else:
         _print_figures(figures)
+
+
+@app.command()
+def dashboard(
+    storage: Annotated[str | None, typer.Option(help="URL of the database; else the only one in runs/.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
+    address: Annotated[str, typer.Option(help="Where to listen; the default is this machine alone.")] = "127.0.0.1",
+    headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser.")] = False,
+) -> None:
+    """Look at the studies of a database in the browser: trade-offs, clips, profiles. It only reads."""
+    from calibrate import serve
+
+    with _explained():
+        serve.serve(storage or serve.default_storage(), address, port, headless=headless)
 
 
 def main() -> None:

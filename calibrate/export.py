@@ -17,9 +17,9 @@ from calibrate.files import write_atomically
 from calibrate.paired import Clips, PairedCase, measure_pairs, spread, verdict
 from calibrate.pictures import comparison_clip, front_plot
 from calibrate.progress import Narrator
-from calibrate.results import Result, load_results, pick
+from calibrate.results import Result, find, load_results, pick
 from calibrate.store import Generation, Store, portable_url
-from calibrate.study_file import Export, Rule, StudyFile
+from calibrate.study_file import Export, StudyFile
 from calibrate.target import Target
 from scope_runtime import ModelIdentity, Policy, Profile, run_policy
 
@@ -74,7 +74,7 @@ class Exporter:
         self.load = load
         self.narrator = narrator
 
-    def run(self, export: Export) -> Exported:
+    def run(self, export: Export, trial: int | None = None) -> Exported:
         """Picks a policy, measures it on the held-out cases and writes profile, clip and plot.
 
         The held-out cases judge the pick; they never choose it. If they miss a floor, the evidence and the result say
@@ -82,12 +82,16 @@ class Exporter:
 
         Args:
             export: Rule and path.
+            trial: Whose policy to take instead of the rule's.
 
         Raises:
-            CalibrateError: If no candidate qualifies.
+            CalibrateError: If no candidate qualifies, or there is no such trial.
         """
         study = self.file.study
-        picked = pick(self.results, study.floors, export.rule, export.min_speedup)
+        if trial is None:
+            rule, picked = str(export.rule), pick(self.results, study.floors, export.rule, export.min_speedup)
+        else:
+            rule, picked = "trial", find(self.results, trial)
         policy = Policy.from_dict(picked.policy)
         target = self.load()
         self.narrator.stage("Held-out prompts: stock, exact, SCOPE", len(study.held_out_cases))
@@ -99,11 +103,11 @@ class Exporter:
             if pair is min(pairs, key=lambda p: p.quality.psnr_db):
                 worst_clips = clips
         path = Path(export.path) if export.path else study.profile_path
-        profile, missed = self._profile(target, picked, pairs, export.rule, path)
+        profile, missed = self._profile(target, picked, pairs, rule, path)
         return self._write(profile, path, picked, worst_clips, missed)
 
     def _profile(
-        self, target: Target, picked: Result, pairs: Sequence[PairedCase], rule: Rule, path: Path
+        self, target: Target, picked: Result, pairs: Sequence[PairedCase], rule: str, path: Path
     ) -> tuple[Profile, dict[str, float]]:
         study = self.file.study
         figures = verdict(pairs)

@@ -256,6 +256,22 @@ class Study(_Strict):
         return digest(self.fixed_parts())
 
 
+def recorded_study(yaml_text: str) -> Study:
+    """A study from the text that its record keeps.
+
+    Raises:
+        CalibrateError: If this version of the program does not read it, naming the field.
+    """
+    try:
+        return Study.model_validate(yaml.safe_load(yaml_text))
+    except ValidationError as error:
+        raise CalibrateError(
+            f"The recorded study file is not one that this version reads: {_explain(error)}"
+        ) from error
+    except yaml.YAMLError as error:
+        raise CalibrateError(f"The recorded study file is not valid YAML: {_one_line(error)}.") from error
+
+
 class StudyFile:
     """A study together with where it was read from.
 

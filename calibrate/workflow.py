@@ -122,11 +122,11 @@ def _run_alone(session: Session) -> Exported:
     return _exporter(session, store, optuna_study).run(study.export)
 
 
-def export(session: Session, settings: Export) -> Exported:
-    """Exports from what the search has measured so far, by the given rule."""
+def export(session: Session, settings: Export, trial: int | None = None) -> Exported:
+    """Exports from what the search has measured so far, by the given rule or the given trial."""
     store = session.find()
     optuna_study = open_optuna_study(store, create=False)
-    return _exporter(session, store, optuna_study).run(settings)
+    return _exporter(session, store, optuna_study).run(settings, trial)
 
 
 def status(session: Session) -> dict[str, Any]:
