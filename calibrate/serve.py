@@ -61,7 +61,9 @@ def serve(url: str, address: str, port: int, *, headless: bool) -> NoReturn:
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
-        "theme.primaryColor": "#0072B2",
+        # Not the theme as a whole: that would fix its base, and the browser's light or dark would be ignored.
+        "theme.light.primaryColor": "#0072B2",
+        "theme.dark.primaryColor": "#56B4E9",
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "dashboard", *arguments]

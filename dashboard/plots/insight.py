@@ -18,10 +18,9 @@ _PARALLEL_LINES = 1500
 
 def importance_bars(by_goal: Mapping[str, Mapping[str, float]], colours: Palette) -> go.Figure:
     """Bars per parameter, one colour and pattern per goal."""
-    names = sorted(
-        {name for found in by_goal.values() for name in found}, key=lambda n: sum(f.get(n, 0) for f in by_goal.values())
-    )
-    made = figure(colours, "Share of the effect (PED-ANOVA; adds up to 1 for each goal)", "", 110 + 34 * len(names))
+    found_any = {name for found in by_goal.values() for name, share in found.items() if share > 0}
+    names = sorted(found_any, key=lambda n: sum(f.get(n, 0) for f in by_goal.values()))
+    made = figure(colours, "Share of the effect (PED-ANOVA)", "", 110 + 34 * len(names))
     for (goal, found), colour, pattern in zip(
         by_goal.items(), (colours.feasible, colours.chosen), ("", "/"), strict=False
     ):

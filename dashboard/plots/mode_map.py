@@ -11,7 +11,7 @@ from dashboard.theme import Palette, figure
 
 # Letters of `scope_runtime.report.LEGEND`, from the cheapest to the dearest.
 _MODES = {
-    ".": ("left out (stock computes it)", "ghost"),
+    ".": ("left out", "ghost"),
     "C": ("cache", "cache"),
     "P": ("predict", "predict"),
     "K": ("capture context", "context"),
@@ -23,7 +23,7 @@ _ROW_HEIGHT = 34
 
 
 def mode_map(modes: Sequence[str], colours: Palette) -> go.Figure:
-    """A map of rows (left to right, as time goes) by blocks (first on top).
+    """A map of rows (left to right, as time goes) by blocks (first on top); stock computes every cell of it.
 
     Args:
         modes: One string per row, one letter per block.

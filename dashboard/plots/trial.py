@@ -66,7 +66,7 @@ def prediction_errors(errors: Sequence[Sequence[float]], colours: Palette) -> go
                     hovertemplate=f"row %{{x}}, block {block}: predicted %{{y:.3g}}<extra></extra>",
                 )
             )
-    made.update_yaxes(type="log", exponentformat="power")
+    made.update_yaxes(type="log", dtick="D2", tickformat="~g")
     return made
 
 
@@ -80,8 +80,7 @@ def time_spent(seconds: Mapping[str, Mapping[str, float]], colours: Palette) -> 
     made = figure(colours, "Seconds per clip, mean of the search prompts", "", 90 + 48 * len(seconds))
     stages = list(dict.fromkeys(stage for by_stage in seconds.values() for stage in by_stage))
     shades = (colours.feasible, colours.cache, colours.muted)
-    patterns = ("", "/", ".")
-    for stage, shade, pattern in zip(stages, shades, patterns, strict=False):
+    for stage, shade in zip(stages, shades, strict=False):
         values = [by_stage.get(stage, 0.0) for by_stage in seconds.values()]
         made.add_trace(
             go.Bar(
@@ -89,7 +88,7 @@ def time_spent(seconds: Mapping[str, Mapping[str, float]], colours: Palette) -> 
                 x=values,
                 name=stage,
                 orientation="h",
-                marker={"color": shade, "pattern": {"shape": pattern}},
+                marker={"color": shade},
                 text=[
                     f"{value:.2f} s" if value >= 0.05 * max(sum(s.values()) for s in seconds.values()) else ""
                     for value in values

@@ -74,7 +74,7 @@ def _draw_selected(page: Page, result: Result) -> None:
     if result.stopped:
         st.markdown(f":orange[{result.stopped}.]")
     st.button(
-        "Watch its clips, take its profile",
+        "Clips and profile",
         type="primary",
         icon=":material/movie:",
         width="stretch",

@@ -49,19 +49,11 @@ def _importance(page: Page, measured: pd.DataFrame, parameters: insight.Paramete
 
 def _curves(page: Page, measured: pd.DataFrame, parameters: insight.Parameters) -> None:
     st.markdown("#### How each number acts")
-    numeric = sorted(
-        {
-            name
-            for found in list(parameters.values())[:200]
-            for name, (value, _) in found.items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
-        }
-    )
+    numeric = _numeric(parameters)
     if not numeric:
         st.info("The search's parameters are not recorded yet.")
         return
-    preferred = "predict_quantile" if "predict_quantile" in numeric else numeric[0]
-    name = st.selectbox("Parameter", numeric, index=numeric.index(preferred), key="parameter", bind="query-params")
+    name = st.selectbox("Parameter", numeric, key="parameter", bind="query-params")
     stride = max(1, len(measured) // _CURVE_TRIALS)
     pairs = [
         (float(parameters[trial][name][0]), figure)
@@ -77,6 +69,16 @@ def _curves(page: Page, measured: pd.DataFrame, parameters: insight.Parameters) 
     shape = insight.curve(x, y)
     st.plotly_chart(plots.parameter_curve(x, y, shape, str(name), page.quality, page.colours), theme=None, key="curve")
     st.caption(_verdict(shape, max(y) - min(y), page.quality))
+
+
+def _numeric(parameters: insight.Parameters) -> list[str]:
+    """The names of number-valued parameters, those that were tried at the most different values first."""
+    tried: dict[str, set[float]] = {}
+    for found in parameters.values():
+        for name, (value, _) in found.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                tried.setdefault(name, set()).add(float(value))
+    return sorted(tried, key=lambda name: -len(tried[name]))
 
 
 def _verdict(shape: insight.Curve, spread: float, measure: Measure) -> str:

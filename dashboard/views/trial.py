@@ -116,8 +116,9 @@ def _what_it_did(page: Page, chosen: Measurement) -> None:
     blocks = sum(letter != "." for line in detail["modes"] for letter in line)
     reused = sum(letter in "PC" for line in detail["modes"] for letter in line)
     st.caption(
-        f"Of {blocks} block updates {reused} were predicted or reused: {row.evaluations:,} of stock's "
-        f"{row.stock_evaluations:,} block evaluations remain (guidance branches counted apart). Longest run without "
+        f"Grey is what stock computes and SCOPE leaves out. Of {blocks} block updates {reused} were predicted or "
+        f"reused: {row.evaluations:,} of stock's {row.stock_evaluations:,} block evaluations remain (guidance branches "
+        f"counted apart). Longest run without "
         f"recompute: {detail.get('max_skip_seen', 0)} rows; fallbacks to recompute: {detail.get('fallbacks', 0)}."
     )
     if detail.get("prediction_errors"):
@@ -179,6 +180,7 @@ def _table(measured: Sequence[Measurement]) -> None:
         pd.DataFrame(rows),
         hide_index=True,
         column_config={
+            "prompt": st.column_config.TextColumn(width="medium"),
             "speed-up": number(format="%.2fx"),
             "denoising s": number(format="%.2f"),
             "stock s": number(format="%.2f"),

@@ -28,6 +28,14 @@ def overhead(as_json: AsJson = False, repeats: int = 3) -> None:
     _show(measure(repeats), as_json)
 
 
+@app.command()
+def dashboard(as_json: AsJson = False, trials: int = 20_000, repeats: int = 5) -> None:
+    """Seconds to the dashboard's first paint and per click, in chromium, on a made-up study."""
+    from studies.bench.dashboard import measure
+
+    _show(measure(trials, repeats), as_json)
+
+
 def _show(figures: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(figures, indent=2, allow_nan=False))
