@@ -1,16 +1,26 @@
-# Two commands, each from nothing: `make calibrate` (the main job) and `make test`.
+# Each from nothing: `make calibrate` (the main job), `make dashboard` (look at its results) and `make test`.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: calibrate test lint clean
+.PHONY: calibrate dashboard test browser lint clean
 
 calibrate: $(VENV)/.calibrate
 	$(BIN)/scope-calibrate run studies/reference.yaml
 	$(BIN)/scope-calibrate verify profiles/reference.json
 
-test: $(VENV)/.dev lint
+dashboard: $(VENV)/.dashboard
+	$(BIN)/scope-calibrate dashboard --storage sqlite:///runs/reference.db
+
+test: $(VENV)/.dev browser lint
 	$(BIN)/python -m pytest
+
+# The browser tests need Debian's chromium; where it cannot be installed they are skipped, and say so.
+browser:
+	@command -v chromium > /dev/null \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq > /dev/null \
+			&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null; } \
+		|| echo "chromium could not be installed: the browser tests will be skipped" >&2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -23,9 +33,13 @@ $(VENV)/.calibrate: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[calibrate]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[calibrate,postgres,dev]'
+$(VENV)/.dashboard: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[calibrate,dashboard]'
 	touch $@ $(VENV)/.calibrate
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[calibrate,dashboard,postgres,dev]'
+	touch $@ $(VENV)/.calibrate $(VENV)/.dashboard
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

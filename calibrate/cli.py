@@ -264,6 +264,9 @@ def export(
     min_psnr: MinPsnr = None,
     min_ssim: MinSsim = None,
     max_memory: MaxMemory = None,
+    trial: Annotated[
+        int | None, typer.Option(help="This trial's policy, whatever the rule and the floors say.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The profile's path; else the study's.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -273,7 +276,7 @@ def export(
     with _explained(), Narrator() as narrator, workflow.open_session(study, narrator) as session:
         session.file.aim(target_speedup=target_speedup, min_psnr=min_psnr, min_ssim=min_ssim, max_memory=max_memory)
         settings = session.file.export_settings(rule, output)
-        exported = workflow.export(session, settings)
+        exported = workflow.export(session, settings, trial)
     _show_export(exported.to_dict(), as_json)
 
 
@@ -296,6 +299,20 @@ def verify(
     else:
         _print_figures(figures)
         _print_recheck(figures["evidence"])
+
+
+@app.command()
+def dashboard(
+    storage: Annotated[str | None, typer.Option(help="URL of the database; else the only one in runs/.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
+    address: Annotated[str, typer.Option(help="Where to listen; the default is this machine alone.")] = "127.0.0.1",
+    headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser.")] = False,
+) -> None:
+    """Look at the studies of a database in the browser: trade-offs, clips, profiles. It only reads."""
+    from calibrate import serve
+
+    with _explained():
+        serve.serve(storage or serve.default_storage(), address, port, headless=headless)
 
 
 def main() -> None:

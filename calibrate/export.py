@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from calibrate import environment
+from calibrate.detail import describe
 from calibrate.files import write_atomically
 from calibrate.paired import Clips, PairedCase, measure_pairs, spread, verdict
 from calibrate.pictures import comparison_clip, front_plot
 from calibrate.progress import Narrator
-from calibrate.results import Result, load_results, pick
+from calibrate.results import Result, find, load_results, pick
 from calibrate.scores import Scores
 from calibrate.store import Generation, Store, portable_url
-from calibrate.study_file import Export, Rule, StudyFile
+from calibrate.study_file import Export, StudyFile
 from calibrate.target import Target
 from calibrate.timing import Steadiness, repeat_until_steady
 from scope_runtime import ModelIdentity, Policy, Profile, Scope, run_policy
@@ -79,7 +80,7 @@ class Exporter:
         self.load = load
         self.narrator = narrator
 
-    def run(self, export: Export) -> Exported:
+    def run(self, export: Export, trial: int | None = None) -> Exported:
         """Picks a policy, measures it on the held-out cases and writes profile, clip and plot.
 
         The held-out cases judge the pick; they never choose it. If they miss a floor, the evidence and the result say
@@ -87,12 +88,16 @@ class Exporter:
 
         Args:
             export: Rule and path.
+            trial: Whose policy to take instead of the rule's.
 
         Raises:
-            CalibrateError: If no candidate qualifies.
+            CalibrateError: If no candidate qualifies, or there is no such trial.
         """
         study = self.file.study
-        picked = pick(self.results, study.floors, export.rule, export.min_speedup)
+        if trial is None:
+            rule, picked = str(export.rule), pick(self.results, study.floors, export.rule, export.min_speedup)
+        else:
+            rule, picked = "trial", find(self.results, trial)
         policy = Policy.from_dict(picked.policy)
         scores = Scores(study.quality.scores)
         target = self.load()
@@ -110,7 +115,7 @@ class Exporter:
                 worst_clips = clips
         pairs, steadiness = repeat_until_steady(target, pairs, attach, study.timing, self.narrator)
         path = Path(export.path) if export.path else study.profile_path
-        profile, missed = self._profile(target, picked, pairs, steadiness, export.rule, path)
+        profile, missed = self._profile(target, picked, pairs, steadiness, rule, path)
         return self._write(profile, path, picked, worst_clips, missed)
 
     def _profile(
@@ -119,7 +124,7 @@ class Exporter:
         picked: Result,
         pairs: Sequence[PairedCase],
         steadiness: Steadiness,
-        rule: Rule,
+        rule: str,
         path: Path,
     ) -> tuple[Profile, dict[str, float]]:
         study = self.file.study
@@ -212,7 +217,8 @@ class Exporter:
                 seconds_end_to_end=pair.scope_end_to_end,
                 metrics=pair.quality.to_dict(),
                 **shared,
-            )
+            ),
+            describe(pair.scope_report, pair.frame_psnr_db),
         )
 
 

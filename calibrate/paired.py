@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from calibrate.quality import Frames, Quality, compare, floor_figures, interval, summarise
+from calibrate.quality import Frames, Quality, compare, floor_figures, frame_psnr, interval, summarise
 from calibrate.scores import Scores
 from calibrate.study_file import Case
 from calibrate.target import Denoised, Target
@@ -46,6 +46,7 @@ class PairedCase:
         scope_report: What the policy did.
         max_abs_diff: Largest absolute difference between exact and stock latents.
         quality: The policy's frames against the stock frames.
+        frame_psnr_db: PSNR of every frame against the stock frame.
         scores: Further scores by name; see `calibrate.scores.Scores.measure`.
         started: UTC.
         finished: UTC.
@@ -62,6 +63,7 @@ class PairedCase:
     scope_report: Report
     max_abs_diff: float
     quality: Quality
+    frame_psnr_db: list[float]
     scores: Mapping[str, float]
     started: datetime
     finished: datetime
@@ -128,6 +130,7 @@ def measure_pairs(
             scope_report=scope_report,
             max_abs_diff=float((selective.latents - stock.latents).abs().max()),
             quality=compare(stock_frames, scope_frames),
+            frame_psnr_db=frame_psnr(stock_frames, scope_frames),
             scores=scores.measure(case.prompt, stock_frames, scope_frames),
             started=started,
             finished=datetime.now(UTC),

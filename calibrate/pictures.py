@@ -25,7 +25,7 @@ _GAP = 8
 _DARK = 24
 
 
-def comparison_clip(stock: Frames, scope: Frames, fps: int) -> bytes:
+def comparison_clip(stock: Frames, scope: Frames, fps: int, preset: str = "medium") -> bytes:
     """An H.264 mp4 of stock, SCOPE and their amplified difference side by side.
 
     The difference is shown around mid-grey, 8 times as strong as it is.
@@ -34,6 +34,7 @@ def comparison_clip(stock: Frames, scope: Frames, fps: int) -> bytes:
         stock: Frames [T, H, W, 3] in [0, 1].
         scope: The same shape.
         fps: Frames per second.
+        preset: Of the encoder: how much time it takes to make the file smaller.
 
     Returns:
         The file's content; it starts playing before it is loaded in full, in browsers too.
@@ -41,7 +42,7 @@ def comparison_clip(stock: Frames, scope: Frames, fps: int) -> bytes:
     # To move the index to the front, the muxer opens its output a second time; so that must be a file.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        _encode(path, stock, scope, fps)
+        _encode(path, stock, scope, fps, preset)
         return path.read_bytes()
 
 
@@ -79,10 +80,10 @@ def _xy(results: Sequence[Result]) -> tuple[list[float], list[float]]:
     return [r.speedup_evaluations for r in results], [r.figures["psnr_db"] for r in results]
 
 
-def _encode(path: Path, stock: Frames, scope: Frames, fps: int) -> None:
+def _encode(path: Path, stock: Frames, scope: Frames, fps: int, preset: str) -> None:
     scale = max(1, round(_WATCHABLE_HEIGHT / stock.shape[1]))
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "16", "preset": "medium"})
+        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "16", "preset": preset})
         stream.pix_fmt = "yuv420p"
         for number, (a, b) in enumerate(zip(stock, scope, strict=True)):
             picture = _side_by_side(a, b, scale)

@@ -71,16 +71,21 @@ def compare(reference: Frames, candidate: Frames) -> Quality:
         raise ValueError(f"clips must share one shape [T >= 2, H, W, 3], not {reference.shape} and {candidate.shape}")
     if not np.isfinite(candidate).all():
         raise ValueError("the clip holds values that are not finite")
-    frame_psnr = [_psnr(a, b) for a, b in zip(reference, candidate, strict=True)]
+    by_frame = frame_psnr(reference, candidate)
     differences = np.diff(reference, axis=0), np.diff(candidate, axis=0)
     return Quality(
-        psnr_db=float(np.mean(frame_psnr)),
-        psnr_worst_frame_db=float(np.min(frame_psnr)),
+        psnr_db=float(np.mean(by_frame)),
+        psnr_worst_frame_db=float(np.min(by_frame)),
         ssim=_ssim(reference, candidate),
         temporal_psnr_db=_psnr(*differences),
         flicker=_flicker(reference, candidate),
         motion_error_px=_motion_error(reference, candidate),
     )
+
+
+def frame_psnr(reference: Frames, candidate: Frames) -> list[float]:
+    """PSNR of every frame in dB, at most 100; both clips [T, H, W, 3] in [0, 1]."""
+    return [_psnr(a, b) for a, b in zip(reference, candidate, strict=True)]
 
 
 def summarise(cases: Mapping[str, Quality]) -> dict[str, dict[str, float | str]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from calibrate.errors import CalibrateError
@@ -91,7 +92,12 @@ def load_results(store: Store) -> list[Result]:
 def results_of(study: optuna.Study) -> list[Result]:
     """`load_results` of a study that need not be in our database."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return _distinct(trial.user_attrs[RESULT] for trial in trials if RESULT in trial.user_attrs)
+    return results_in(trial.user_attrs for trial in trials)
+
+
+def results_in(attributes: Iterable[Mapping[str, Any]]) -> list[Result]:
+    """The results in the user attributes of completed trials, one per policy."""
+    return _distinct(found[RESULT] for found in attributes if RESULT in found)
 
 
 def survey(store: Store) -> list[Result]:
@@ -113,11 +119,24 @@ def _distinct(found: Iterable[dict[str, Any]]) -> list[Result]:
 
 def front(results: Sequence[Result]) -> list[Result]:
     """The results that no other one beats in both speed-up and mean PSNR, fastest first."""
-    best: list[Result] = []
-    for result in sorted(results, key=lambda r: (-r.speedup_evaluations, -r.figures["psnr_db"])):
-        if not best or result.figures["psnr_db"] > best[-1].figures["psnr_db"]:
-            best.append(result)
-    return best
+    speed = np.array([result.speedup_evaluations for result in results])
+    quality = np.array([result.figures["psnr_db"] for result in results])
+    return [results[index] for index in front_indices(speed, quality)]
+
+
+def front_indices(speed: NDArray[np.float64], quality: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Which points no other one beats in both, fastest first; of equal points the first.
+
+    Args:
+        speed: More is better [n].
+        quality: More is better [n].
+    """
+    order = np.lexsort((-quality, -speed))
+    if not len(order):
+        return order
+    sorted_quality = quality[order]
+    best_before = np.concatenate([[-np.inf], np.maximum.accumulate(sorted_quality)[:-1]])
+    return order[sorted_quality > best_before]
 
 
 def fastest_feasible(results: Sequence[Result], floors: Floors) -> Result | None:
@@ -154,6 +173,19 @@ def pick(results: Sequence[Result], floors: Floors, rule: Rule, min_speedup: flo
     if rule == "best-quality":
         return max(fast_enough, key=lambda r: (r.figures["psnr_db"], r.speedup_evaluations))
     return _knee(front(fast_enough))
+
+
+def find(results: Sequence[Result], trial: int) -> Result:
+    """The result of a trial.
+
+    Raises:
+        CalibrateError: If the trial was not measured, or repeats another one.
+    """
+    for result in results:
+        if result.trial == trial:
+            return result
+    known = ", ".join(str(result.trial) for result in front(results)[:6]) or "none yet"
+    raise CalibrateError(f"--trial: {trial} is not a measured trial of this study; the best are {known}.")
 
 
 def _closest(results: Sequence[Result], floors: Floors) -> str:

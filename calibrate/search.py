@@ -22,9 +22,12 @@ from optuna.trial import TrialState
 from calibrate import environment
 from calibrate.baseline import Baseline
 from calibrate.claims import Worker
+from calibrate.clips import ClipShelf
+from calibrate.detail import describe
 from calibrate.errors import CalibrateError
+from calibrate.pictures import comparison_clip
 from calibrate.progress import Narrator
-from calibrate.quality import compare
+from calibrate.quality import Frames, compare, frame_psnr
 from calibrate.replay import Replay
 from calibrate.replay_sampler import Measured, ReplaySampler
 from calibrate.results import CHANGE_MAPS, MEMORY, RESULT, Result, fastest_feasible, survey
@@ -87,6 +90,7 @@ class Search:
         self.optuna_study = optuna_study
         self.worker = worker
         self.upkeep = Upkeep(optuna_study, worker)
+        self.clips = ClipShelf(study.clip_folder, study.clip_megabytes)
         self._seconds: list[float] = []
 
     def run(self, deadline: float) -> None:
@@ -274,7 +278,14 @@ class Search:
         row.seconds_end_to_end = self.target.encode_seconds(case.prompt) + denoised.seconds + seconds_decode
         row.reason = self._hopeless(row)
         row.state, row.finished = "complete", datetime.now(UTC)
-        return self.store.record(row)
+        self._keep_clip(policy, case, frames)
+        return self.store.record(row, describe(scope.report, frame_psnr(baseline.frames, frames)))
+
+    def _keep_clip(self, policy: Policy, case: Case, frames: Frames) -> None:
+        stock, fps = self.baselines[case].frames, self.study.generation.fps
+        self.clips.keep(
+            policy.to_dict(), case.prompt, case.seed, lambda: comparison_clip(stock, frames, fps, preset="veryfast")
+        )
 
     def _hopeless(self, row: Generation) -> str | None:
         """Why the other prompts need not be tried, or None."""

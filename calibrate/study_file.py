@@ -319,6 +319,7 @@ class Study(_Strict):
     seed: int = Field(default=0, ge=0, lt=2**32)
     storage: str | None = Field(default=None, min_length=1)
     cache: str | None = Field(default=None, min_length=1)
+    clip_megabytes: float = Field(default=500.0, ge=0)
     export: Export = Export()
 
     @model_validator(mode="after")
@@ -347,6 +348,11 @@ class Study(_Strict):
         return Path(self.cache or f"runs/{self.name}")
 
     @property
+    def clip_folder(self) -> Path:
+        """Where comparison clips of candidates are kept, up to `clip_megabytes`."""
+        return self.cache_folder / "clips"
+
+    @property
     def profile_path(self) -> Path:
         """Where the export goes."""
         return Path(self.export.path or f"profiles/{self.name}.json")
@@ -362,6 +368,22 @@ class Study(_Strict):
     def fixed_digest(self) -> str:
         """A digest of `fixed_parts`."""
         return digest(self.fixed_parts())
+
+
+def recorded_study(yaml_text: str) -> Study:
+    """A study from the text that its record keeps.
+
+    Raises:
+        CalibrateError: If this version of the program does not read it, naming the field.
+    """
+    try:
+        return Study.model_validate(yaml.safe_load(yaml_text))
+    except ValidationError as error:
+        raise CalibrateError(
+            f"The recorded study file is not one that this version reads: {_explain(error)}"
+        ) from error
+    except yaml.YAMLError as error:
+        raise CalibrateError(f"The recorded study file is not valid YAML: {_one_line(error)}.") from error
 
 
 class StudyFile:

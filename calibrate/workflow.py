@@ -141,9 +141,9 @@ def _work(
     search.run(session.started + minutes * 60 - reserve(list(baselines.values())) if minutes else float("inf"))
 
 
-def export(session: Session, settings: Export) -> Exported:
-    """Exports from what the search has measured so far, by the given rule."""
-    return _exporter(session, session.find()).run(settings)
+def export(session: Session, settings: Export, trial: int | None = None) -> Exported:
+    """Exports from what the search has measured so far, by the given rule or the given trial."""
+    return _exporter(session, session.find()).run(settings, trial)
 
 
 def status(session: Session) -> dict[str, Any]:

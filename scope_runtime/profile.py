@@ -253,6 +253,10 @@ class Profile:
             "provenance": dict(self.provenance),
         }
 
+    def to_json(self) -> str:
+        """The content of a profile's file."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
     @classmethod
     def from_dict(cls, data: Any) -> Profile:
         """Inverse of `to_dict`.
@@ -286,7 +290,7 @@ class Profile:
         """Writes the profile as JSON: to a temporary name first, so that no reader ever sees half of it."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        text = self.to_json()
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -1,13 +1,22 @@
 """What is kept in SQL: studies, generations, environments and exported profiles, beside Optuna's own tables."""
 
-from calibrate.store.models import Claim, Environment, Generation, ProfileRecord, StudyRecord, WorkerRecord
+from calibrate.store.models import (
+    Claim,
+    Environment,
+    Generation,
+    GenerationDetail,
+    ProfileRecord,
+    StudyRecord,
+    WorkerRecord,
+)
 from calibrate.store.storage import Heartbeat, Storage, database_failure, masked_url, portable_url
-from calibrate.store.store import Store
+from calibrate.store.store import Store, policy_digest
 
 __all__ = [
     "Claim",
     "Environment",
     "Generation",
+    "GenerationDetail",
     "Heartbeat",
     "ProfileRecord",
     "Storage",
@@ -16,5 +25,6 @@ __all__ = [
     "WorkerRecord",
     "database_failure",
     "masked_url",
+    "policy_digest",
     "portable_url",
 ]

@@ -111,6 +111,17 @@ class Generation(Base):
     environment: Mapped[Environment] = relationship()
 
 
+class GenerationDetail(Base):
+    """What is drawn of one generation (see `calibrate.detail`); apart, so that reading many generations stays quick."""
+
+    __tablename__ = "scope_generation_detail"
+
+    generation_id: Mapped[int] = mapped_column(
+        ForeignKey("scope_generation.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    detail: Mapped[dict[str, Any]]
+
+
 class ProfileRecord(Base):
     """An exported profile, with the evidence it carries."""
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, Select, String, cast, column, func, inspect, select, table
+from sqlalchemy import ColumnElement, DateTime, Select, String, cast, column, func, inspect, select, table
 from sqlalchemy.dialects.postgresql import JSONB
 
 if TYPE_CHECKING:
     from calibrate.store.store import Store
 
 STUDIES = table("studies", column("study_id"), column("study_name"))
-TRIALS = table("trials", column("trial_id"), column("number"), column("study_id"), column("state"))
+TRIALS = table(
+    "trials",
+    *(column(name) for name in ("trial_id", "number", "study_id", "state")),
+    column("datetime_complete", DateTime()),
+)
 ATTRIBUTES = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
+PARAMETERS = table(
+    "trial_params", *(column(name) for name in ("trial_id", "param_name", "param_value", "distribution_json"))
+)
 HEARTBEATS = table("trial_heartbeats", column("trial_id"))
 
 # PostgreSQL keeps states as an enumeration, which does not compare with text.

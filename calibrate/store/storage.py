@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 import sqlalchemy.exc
@@ -51,12 +52,13 @@ class Storage:
         sessions: Makes sessions on `engine`.
     """
 
-    def __init__(self, url: str, *, create: bool = True) -> None:
+    def __init__(self, url: str, *, create: bool = True, read_only: bool = False) -> None:
         """Opens the database, makes missing tables and brings old ones up to date.
 
         Args:
             url: An SQLAlchemy URL, SQLite or PostgreSQL (`postgresql+psycopg://...`).
             create: Whether a missing SQLite file is made; readers that expect one pass False.
+            read_only: Whether the database itself refuses every write; nothing is made then, tables included.
 
         Raises:
             CalibrateError: If the URL or its driver is wrong, the database cannot be reached or written, or was made
@@ -64,11 +66,14 @@ class Storage:
         """
         self.url = _parse(url)
         if self.url.get_backend_name() == "sqlite":
-            _prepare_file(self.url, create)
+            _prepare_file(self.url, create and not read_only)
         try:
-            self.engine = _engine(self.url)
+            self.engine = _read_only_engine(self.url) if read_only else _engine(self.url)
             self.sessions = sessionmaker(self.engine, expire_on_commit=False)
-            self._bring_up_to_date()
+            if read_only:
+                self._require_up_to_date()
+            else:
+                self._bring_up_to_date()
         except (sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError) as error:
             raise CalibrateError(self.explain(error)) from error
 
@@ -117,6 +122,15 @@ class Storage:
         """One sentence for a failure of this database, without its password."""
         return f"storage: {masked_url(self.url)}: {database_failure(error)}"
 
+    def require_file(self) -> None:
+        """Checks that an SQLite file has not been moved away: an open connection would go on reading it.
+
+        Raises:
+            CalibrateError: If it has.
+        """
+        if self.url.get_backend_name() == "sqlite" and not Path(str(self.url.database)).exists():
+            raise CalibrateError(f"storage: {masked_url(self.url)}: the database file is no longer there.")
+
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()
@@ -129,10 +143,28 @@ class Storage:
             try:
                 schema.upgrade(connection)
             except schema.NewerSchema as newer:
-                raise CalibrateError(
-                    f"storage: {masked_url(self.url)}: the database has schema version {newer} and this program knows "
-                    f"{schema.REVISION}; update scope-calibrate or use another database."
-                ) from newer
+                raise self._newer(str(newer)) from newer
+
+    def _require_up_to_date(self) -> None:
+        with self.engine.connect() as connection:
+            revision = schema.revision_of(connection)
+        if revision is None:
+            raise CalibrateError(
+                f"storage: {masked_url(self.url)} holds no studies yet; start one with `scope-calibrate run`."
+            )
+        if revision > schema.REVISION:
+            raise self._newer(revision)
+        if revision < schema.REVISION:
+            raise CalibrateError(
+                f"storage: {masked_url(self.url)}: the database has schema version {revision} and must be brought to "
+                f"{schema.REVISION} first; `scope-calibrate status` on one of its studies does that."
+            )
+
+    def _newer(self, revision: str) -> CalibrateError:
+        return CalibrateError(
+            f"storage: {masked_url(self.url)}: the database has schema version {revision} and this program knows "
+            f"{schema.REVISION}; update scope-calibrate or use another database."
+        )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -222,6 +254,18 @@ def _engine(url: URL) -> Engine:
     if url.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
     return engine
+
+
+def _read_only_engine(url: URL) -> Engine:
+    """An engine whose every transaction the database itself keeps from writing."""
+    options = _engine_options(url)
+    if url.get_backend_name() == "sqlite":
+        path = quote(str(Path(str(url.database)).resolve()))
+        return create_engine(
+            URL.create("sqlite", database=f"file:{path}", query={"mode": "ro", "uri": "true"}), **options
+        )
+    options["connect_args"]["options"] = "-c default_transaction_read_only=on"
+    return create_engine(url, **options)
 
 
 def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from calibrate.errors import CalibrateError
 from calibrate.files import digest
-from calibrate.store.models import Environment, Generation, ProfileRecord, StudyRecord, WorkerRecord
+from calibrate.store.models import Environment, Generation, GenerationDetail, ProfileRecord, StudyRecord, WorkerRecord
 from calibrate.store.optuna_tables import STUDIES
 from calibrate.store.storage import Heartbeat, Storage
 
@@ -111,19 +111,22 @@ class Store:
         with self.storage.sessions() as session:
             return session.scalars(query).one()
 
-    def add(self, generation: Generation) -> Generation:
-        """Records a generation of this study, with its digests filled in."""
+    def add(self, generation: Generation, detail: dict[str, Any] | None = None) -> Generation:
+        """Records a generation of this study, with its digests filled in, and what is drawn of it, if anything."""
         generation.study_id = self.study.id
         generation.policy_digest = policy_digest(generation.policy)
         generation.prompt_digest = digest(generation.prompt)
         with self.storage.sessions.begin() as session:
             session.add(generation)
+            if detail is not None:
+                session.flush()
+                session.add(GenerationDetail(generation_id=generation.id, detail=detail))
         return generation
 
-    def record(self, generation: Generation) -> Generation:
-        """Records a generation, unless another worker has measured the same meanwhile; gives the one that counts."""
+    def record(self, generation: Generation, detail: dict[str, Any] | None = None) -> Generation:
+        """Like `add`, unless another worker has measured the same meanwhile; gives the one that counts."""
         try:
-            return self.add(generation)
+            return self.add(generation, detail)
         except IntegrityError:
             first = self.measured(generation.kind, generation.policy, generation.prompt, generation.seed)
             if first is None:

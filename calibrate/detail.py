@@ -1,0 +1,42 @@
+"""What is kept of one generation beside its figures: enough to draw what happened, and only a few kilobytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from scope_runtime import Report
+
+_DECIBEL_DIGITS = 2
+_ERROR_DIGITS = 3
+
+
+def describe(report: Report, frame_psnr_db: Sequence[float]) -> dict[str, Any]:
+    """Plain JSON of a few kilobytes.
+
+    Args:
+        report: What the generation did.
+        frame_psnr_db: One figure per frame, against the stock clip.
+
+    Returns:
+        `Report.to_dict`, and beside it ``frame_psnr_db`` [frames] and ``prediction_errors``, one
+        ``[row, block, order, relative error]`` per recompute that had a history: the larger of the guidance branches'.
+    """
+    return {
+        **report.to_dict(),
+        "frame_psnr_db": [round(value, _DECIBEL_DIGITS) for value in frame_psnr_db],
+        "prediction_errors": _prediction_errors(report),
+    }
+
+
+def _prediction_errors(report: Report) -> list[list[float]]:
+    larger: dict[tuple[int, int, int], float] = {}
+    start = 0
+    for window in report.windows:
+        for found in window.prediction_errors:
+            if math.isfinite(found.error):
+                key = start + found.row, found.block, found.order
+                larger[key] = max(larger.get(key, 0.0), found.error)
+        start += len(window.modes)
+    return [[*key, float(f"{error:.{_ERROR_DIGITS}g}")] for key, error in sorted(larger.items())]

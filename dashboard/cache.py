@@ -1,0 +1,59 @@
+"""What is read once and shared by all viewers: the open database, and its studies until something new is recorded."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import streamlit as st
+
+from calibrate.errors import CalibrateError
+from calibrate.serve import STORAGE_VARIABLE
+from calibrate.store import Storage, browse
+from dashboard import insight
+from dashboard.data import StudyData, explained, load_study
+
+
+@st.cache_resource(max_entries=4)
+def open_storage(url: str) -> Storage:
+    """The database, opened so that it refuses every write."""
+    return Storage(url, read_only=True)
+
+
+def storage() -> Storage:
+    """The database that the command named.
+
+    Raises:
+        CalibrateError: If there is none, or it cannot be opened.
+    """
+    url = os.environ.get(STORAGE_VARIABLE)
+    if not url:
+        raise CalibrateError("No database was named: start this page with `scope-calibrate dashboard --storage URL`.")
+    return open_storage(url)
+
+
+def pulse(opened: Storage) -> tuple[Any, ...]:
+    """See `browse.pulse`; failures of the database as `CalibrateError`."""
+    with explained(opened):
+        return browse.pulse(opened)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the database ...")
+def overviews(_storage: Storage, url: str, heartbeat: tuple[Any, ...]) -> list[browse.Overview]:
+    """All studies, under one pulse."""
+    with explained(_storage):
+        return browse.overviews(_storage)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Reading the study ...")
+def study(_storage: Storage, url: str, name: str, heartbeat: tuple[Any, ...]) -> StudyData:
+    """One study, under one pulse."""
+    with explained(_storage):
+        return load_study(_storage, name)
+
+
+@st.cache_resource(max_entries=2, show_spinner="Reading the search's parameters ...")
+def parameters(_storage: Storage, url: str, name: str, heartbeat: tuple[Any, ...]) -> insight.Parameters:
+    """What was searched, under one pulse."""
+    with explained(_storage):
+        return browse.parameters(_storage, name)

@@ -1,0 +1,147 @@
+"""A study as the views need it: read once through `calibrate.store`, then only looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import sqlalchemy.exc
+
+from calibrate.errors import CalibrateError
+from calibrate.results import RESULT, Result, front_indices, results_in
+from calibrate.store import ProfileRecord, Storage, StudyRecord, browse
+from calibrate.study_file import Floors, Study, recorded_study
+from dashboard.measures import QUALITY, SPEED
+
+_FAILURE, _ESTIMATE = "failure", "estimate"
+FIGURES = (*SPEED, *QUALITY)
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Everything that was measured for one study.
+
+    Attributes:
+        record: The study.
+        study: Its file.
+        points: One row per policy with the columns `FIGURES`, ``trial``, ``cases``, ``stopped`` (why not all search
+            cases were measured, or None) and ``estimated`` (whether its figures come from a replay alone).
+        results: By trial number.
+        failures: Reasons by trial number.
+        states: How many trials are in each state.
+        full_compute: Stock and exact mode on the search cases.
+        profiles: Exports, oldest first.
+        replayed: Policies with both, ``estimate_psnr_db`` from a replay and ``psnr_db`` from real generations.
+    """
+
+    record: StudyRecord
+    study: Study
+    points: pd.DataFrame
+    results: Mapping[int, Result]
+    failures: Mapping[int, str]
+    states: Mapping[str, int]
+    full_compute: Mapping[str, browse.FullCompute]
+    profiles: Sequence[ProfileRecord]
+    replayed: pd.DataFrame
+
+    @property
+    def exact_speedup(self) -> dict[str, float]:
+        """What exact mode gains, by speed-up kind; empty before the baselines."""
+        if not {"stock", "exact"} <= self.full_compute.keys():
+            return {}
+        stock, exact = self.full_compute["stock"], self.full_compute["exact"]
+        return {
+            "speedup_evaluations": stock.evaluations / exact.evaluations,
+            "speedup_denoise": stock.seconds_denoise / exact.seconds_denoise,
+        }
+
+    def profile_of(self, trial: int) -> ProfileRecord | None:
+        """The newest export of a trial, with evidence from held-out prompts."""
+        return next((record for record in reversed(self.profiles) if record.trial_number == trial), None)
+
+
+def load_study(storage: Storage, name: str) -> StudyData:
+    """Reads a study.
+
+    Raises:
+        CalibrateError: If it is not there (any more), or cannot be read by this version.
+    """
+    record = browse.study_record(storage, name)
+    study = recorded_study(record.yaml_text)
+    trials = browse.trials(storage, name, (RESULT, _FAILURE, _ESTIMATE))
+    results = results_in(trial.attributes for trial in trials if trial.state == "COMPLETE")
+    estimates = {
+        t.number: t.attributes[_ESTIMATE] for t in trials if t.attributes.keys() & {RESULT, _ESTIMATE} == {_ESTIMATE}
+    }
+    states: dict[str, int] = {}
+    for trial in trials:
+        states[trial.state.lower()] = states.get(trial.state.lower(), 0) + 1
+    return StudyData(
+        record=record,
+        study=study,
+        points=_points(results, estimates),
+        results={result.trial: result for result in results},
+        failures={t.number: str(t.attributes[_FAILURE]) for t in trials if _FAILURE in t.attributes},
+        states=states,
+        full_compute=browse.full_compute(storage, record.id),
+        profiles=browse.profiles(storage, record.id),
+        replayed=_replayed(trials),
+    )
+
+
+def feasible(points: pd.DataFrame, floors: Floors) -> pd.Series:
+    """Which policies were measured on all search cases and hold every floor with its safety margin."""
+    shortfalls = floors.shortfalls(cast(dict[str, float], points), margin=True)
+    holds = points["stopped"].isna()
+    for shortfall in shortfalls.values():
+        holds = holds & (cast(Any, shortfall) <= 0)
+    return holds & ~points["estimated"]
+
+
+def front(points: pd.DataFrame, speed: str, quality: str) -> pd.DataFrame:
+    """The points that no other one beats in both columns, fastest first."""
+    return points.iloc[front_indices(points[speed].to_numpy(np.float64), points[quality].to_numpy(np.float64))]
+
+
+def best_point(points: pd.DataFrame, floors: Floors, speed: str) -> int | None:
+    """The trial number of the fastest policy above the floors; of equals the one whose worst prompt is better."""
+    holding = points[feasible(points, floors)]
+    if holding.empty:
+        return None
+    ranked = holding.sort_values([speed, "psnr_worst_prompt_db"], ascending=False)
+    return int(ranked["trial"].iloc[0])
+
+
+@contextmanager
+def explained(storage: Storage) -> Iterator[None]:
+    """Raises `CalibrateError` in place of whatever the database reports."""
+    try:
+        yield
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise CalibrateError(storage.explain(error)) from error
+
+
+def _points(results: Sequence[Result], estimates: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
+    def quality(figures: Mapping[str, float]) -> tuple[float | None, ...]:
+        return tuple(figures.get(key) for key in QUALITY)
+
+    measured = [
+        (r.speedup_evaluations, r.speedup_denoise, *quality(r.figures), r.trial, r.cases, r.stopped, False)
+        for r in results
+    ]
+    estimated = [
+        (e["speedup_evaluations"], None, *quality(e.get("figures", {})), trial, 0, None, True)
+        for trial, e in estimates.items()
+    ]
+    frame = pd.DataFrame(measured + estimated, columns=[*FIGURES, "trial", "cases", "stopped", "estimated"])
+    return frame.astype(dict.fromkeys(FIGURES, "float64") | {"trial": "int64", "cases": "int64", "estimated": "bool"})
+
+
+def _replayed(trials: Sequence[browse.Trial]) -> pd.DataFrame:
+    both = [t.attributes for t in trials if {RESULT, _ESTIMATE} <= t.attributes.keys()]
+    rows = [(a[_ESTIMATE]["figures"]["psnr_db"], a[RESULT]["figures"]["psnr_db"]) for a in both]
+    return pd.DataFrame(rows, columns=["estimate_psnr_db", "psnr_db"])

@@ -1,0 +1,182 @@
+"""What all views share: the open study, what is selected (it stands in the address), and the colours of the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from calibrate.results import Result
+from calibrate.store import Storage
+from calibrate.study_file import Floors
+from dashboard import cache
+from dashboard.data import StudyData, best_point, feasible
+from dashboard.measures import QUALITY, SPEED, Measure
+from dashboard.theme import Palette, palette
+
+STUDIES, TRADE_OFF, POLICY, INSIGHT = VIEWS = ("Studies", "Trade-off", "Policy", "Insight")
+
+_STYLE = """
+<style>
+.block-container {padding: 3.2rem 2.2rem 2rem;}
+[data-testid="stMetricValue"] {font-size: 1.7rem;}
+[data-testid="stMetric"] {padding: 0.5rem 0.8rem;}
+</style>
+"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One state of the page.
+
+    Attributes:
+        storage: The open database.
+        heartbeat: See `calibrate.store.browse.pulse`.
+        data: The selected study.
+        speed: The selected speed-up.
+        quality: The selected quality.
+        floors: The study's, with what the sliders say instead.
+        colours: For a light or a dark page.
+    """
+
+    storage: Storage
+    heartbeat: tuple[Any, ...]
+    data: StudyData
+    speed: Measure
+    quality: Measure
+    floors: Floors
+    colours: Palette
+
+    @cached_property
+    def holds(self) -> pd.Series:
+        """Which points hold the floors."""
+        return feasible(self.data.points, self.floors)
+
+    @cached_property
+    def best(self) -> int | None:
+        """The fastest trial above the floors."""
+        return best_point(self.data.points, self.floors, self.speed.key)
+
+    @property
+    def trial(self) -> int | None:
+        """The selected trial: the address's, or else the best above the floors, or else the closest to stock."""
+        asked = st.query_params.get("trial", "")
+        if asked.isdecimal() and int(asked) in self.data.results:
+            return int(asked)
+        measured = self.data.points[~self.data.points["estimated"]]
+        if self.best is not None or measured.empty:
+            return self.best
+        return int(measured.loc[measured["psnr_db"].idxmax(), "trial"])
+
+    @property
+    def result(self) -> Result | None:
+        """The selected trial's result."""
+        return None if self.trial is None else self.data.results[self.trial]
+
+    @property
+    def url(self) -> str:
+        """Names the database in caches; never shown."""
+        return self.storage.url.render_as_string(hide_password=False)
+
+
+def select_trial(number: int, view: str | None = None) -> None:
+    """Selects a trial, and with it a view; for callbacks, which run before the page is built."""
+    st.query_params["trial"] = str(number)
+    if view:
+        st.session_state["view"] = view
+
+
+def style() -> None:
+    """Less empty space around the charts than Streamlit leaves."""
+    st.html(_STYLE)
+
+
+def colours() -> Palette:
+    """The colours that fit the browser's theme."""
+    return palette(dark=st.context.theme.type == "dark")
+
+
+def tiles(page: Page, result: Result) -> None:
+    """The figures of a policy on the search prompts, in one row."""
+    figures = result.figures
+    floors = page.floors.shortfalls(figures, margin=False)
+    row = st.columns(5, gap="small")
+    worst = "psnr_worst_prompt_db"
+    shown = (
+        (
+            "Block evaluations",
+            f"{result.speedup_evaluations:.2f}x",
+            "fewer",
+            "Than stock makes; the same on any machine",
+        ),
+        ("Denoising", f"{result.speedup_denoise:.2f}x", "faster", "Wall clock, not paired: a hint"),
+        ("PSNR, mean", f"{figures['psnr_db']:.1f} dB", _over(floors, "psnr_db"), "Against the stock clips"),
+        ("PSNR, worst", f"{figures[worst]:.1f} dB", _over(floors, worst), "The prompt that comes out worst"),
+        ("SSIM", f"{figures['ssim']:.4f}" if "ssim" in figures else "not kept", "1 is identical", "Mean of all frames"),
+    )
+    for column, (label, value, remark, meaning) in zip(row, shown, strict=True):
+        judged = remark is not None and remark.endswith("to floor")
+        column.metric(
+            label,
+            value,
+            remark,
+            delta_color="normal" if judged else "off",
+            delta_arrow="auto" if judged else "off",
+            border=True,
+            help=meaning,
+            height="stretch",
+        )
+
+
+def sidebar(opened: Storage, heartbeat: tuple[Any, ...], names: list[str]) -> Page:
+    """Draws the choices that hold on every view and reads the study that they name."""
+    with st.sidebar:
+        st.markdown("### scope-calibrate")
+        name = st.selectbox("Study", names, key="study", bind="query-params", on_change=_forget_trial)
+        data = cache.study(opened, opened.url.render_as_string(hide_password=False), str(name), heartbeat)
+        st.markdown("##### Axes")
+        speed = st.segmented_control(
+            "Speed-up in",
+            list(SPEED),
+            format_func=lambda key: SPEED[key].short,
+            default="speedup_evaluations",
+            required=True,
+            key="speed",
+            bind="query-params",
+            help="Block evaluations do not depend on the machine. Wall clock is denoising time on the study's machine, "
+            "not paired, so only a hint; an export measures it paired.",
+        )
+        quality = st.selectbox(
+            "Quality", list(QUALITY), format_func=lambda key: QUALITY[key].short, key="quality", bind="query-params"
+        )
+        floors = _floor_sliders(data.study.floors)
+    return Page(opened, heartbeat, data, SPEED[str(speed)], QUALITY[str(quality)], floors, colours())
+
+
+def _floor_sliders(floors: Floors) -> Floors:
+    st.markdown("##### Quality floors")
+    mean = _floor("Mean PSNR (dB)", "floor", floors.psnr_db)
+    worst = _floor("Worst prompt's PSNR (dB)", "worst", floors.psnr_worst_prompt_db)
+    if floors.safety_margin_db:
+        st.caption(f"While searching, a margin of {floors.safety_margin_db:g} dB is asked for on top.")
+    return floors.model_copy(update={"psnr_db": mean, "psnr_worst_prompt_db": worst})
+
+
+def _floor(label: str, key: str, value: float | None) -> float | None:
+    chosen = st.slider(label, 0.0, 60.0, float(value or 0.0), 0.5, key=key, bind="query-params")
+    return chosen or None
+
+
+def _over(shortfalls: dict[str, float], name: str) -> str | None:
+    """How far above its floor a figure is."""
+    return f"{-shortfalls[name]:+.1f} to floor" if name in shortfalls else None
+
+
+def _forget_trial() -> None:
+    """Another study has other trials and floors of its own."""
+    for name in ("trial", "floor", "worst"):
+        st.query_params.pop(name, None)
+        st.session_state.pop(name, None)

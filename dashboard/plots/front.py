@@ -1,0 +1,244 @@
+"""The trade-off: speed-up against quality, one point per policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from dashboard.data import front
+from dashboard.measures import Measure
+from dashboard.theme import SERIES, Palette, figure
+
+# Above this many points the browser draws the crowd on the graphics card; single ones stay crisp and easy to hit.
+_CROWD = 1500
+_HEIGHT = 520
+_HOVERED = ("warmup", "max_skip", "tail", "order", "cache_threshold", "predict_threshold", "granularity", "indicator")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A point that needs no policy: it equals stock.
+
+    Attributes:
+        name: In the legend.
+        speed: Its speed-up.
+        symbol: Plotly's name of the marker.
+    """
+
+    name: str
+    speed: float
+    symbol: str
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the export of a trial measured on prompts that the search never saw."""
+
+    trial: int
+    speed: float
+    quality: float
+
+
+def front_figure(
+    points: pd.DataFrame,
+    feasible: pd.Series,
+    speed: Measure,
+    quality: Measure,
+    colours: Palette,
+    *,
+    selected: int | None = None,
+    floor: float | None = None,
+    references: Sequence[Reference] = (),
+    held_out: Sequence[HeldOut] = (),
+    policies: Mapping[int, Mapping[str, object]] | None = None,
+) -> go.Figure:
+    """The front of one study. Every point carries its trial number as custom data.
+
+    Args:
+        points: See `dashboard.data.StudyData.points`.
+        feasible: Which of them hold the floors.
+        speed: The x axis.
+        quality: The y axis.
+        colours: Of the page.
+        selected: The trial to ring.
+        floor: A line at this quality.
+        references: Stock and exact mode.
+        held_out: Figures of exported trials.
+        policies: By trial number, what hovering shows of each policy.
+    """
+    made = figure(colours, speed.label, quality.label, _HEIGHT)
+    points = points.dropna(subset=[speed.key, quality.key])
+    feasible = feasible.reindex(points.index)
+    crowded = len(points) > _CROWD
+    line = front(points[feasible], speed.key, quality.key)
+    below = points[~feasible & ~points["estimated"]]
+    above = points[feasible & ~points.index.isin(line.index)]
+    estimated = points[points["estimated"]]
+    kinds = (
+        (below, "below a floor", {"symbol": "x", "color": colours.muted, "size": 7, "opacity": 0.7}),
+        (estimated, "estimate, not measured", {"symbol": "circle-open", "color": colours.muted, "size": 8}),
+        (above, "above the floors", {"symbol": "circle", "color": colours.feasible, "size": 8, "opacity": 0.45}),
+    )
+    for group, name, marker in kinds:
+        if len(group):
+            made.add_trace(_points(group, f"{name} ({len(group)})", marker, speed, quality, policies, crowd=crowded))
+    if len(line):
+        best = {"symbol": "circle", "color": colours.feasible, "size": 11, "line": {"width": 1, "color": colours.text}}
+        trace = _points(line, f"best trade-offs ({len(line)})", best, speed, quality, policies, crowd=False)
+        trace.update(
+            mode="lines+markers",
+            line={"color": colours.feasible, "width": 2},
+            error_y=_to_worst(line, quality, colours),
+        )
+        made.add_trace(trace)
+    _add_references(made, references, points, quality, speed, colours)
+    if held_out:
+        made.add_trace(_held_out(held_out, colours))
+    _add_selection(made, points, selected, speed, quality, colours)
+    if floor is not None:
+        made.add_hline(y=floor, line={"color": colours.muted, "dash": "dash", "width": 1})
+        made.add_annotation(
+            x=1, xref="paper", y=floor, text=f"floor {quality.text(floor)}", showarrow=False, yshift=-10,
+            xanchor="right", font={"color": colours.muted, "size": 12},
+        )  # fmt: skip
+    made.update_layout(
+        clickmode="event+select", dragmode="zoom", hovermode="closest", uirevision=f"{speed.key}{quality.key}"
+    )
+    return made
+
+
+def compared_fronts(
+    fronts: Mapping[str, pd.DataFrame], speed: Measure, quality: Measure, colours: Palette
+) -> go.Figure:
+    """The fronts of several studies in one plot, by study name."""
+    made = figure(colours, speed.label, quality.label, 420)
+    symbols = ("circle", "square", "diamond", "triangle-up", "x", "star")
+    for number, (name, points) in enumerate(fronts.items()):
+        made.add_trace(
+            go.Scatter(
+                x=points[speed.key],
+                y=points[quality.key],
+                name=name,
+                mode="lines+markers",
+                customdata=points["trial"].to_numpy()[:, None],
+                marker={"symbol": symbols[number % len(symbols)], "size": 10},
+                line={"color": SERIES[number % len(SERIES)], "width": 2},
+                hovertemplate=f"<b>{name}</b>, trial %{{customdata[0]}}<br>%{{x:.2f}}x, %{{y:{quality.form}}}"
+                "<extra></extra>",
+            )
+        )
+    return made
+
+
+def _points(
+    group: pd.DataFrame,
+    name: str,
+    marker: Mapping[str, object],
+    speed: Measure,
+    quality: Measure,
+    policies: Mapping[int, Mapping[str, object]] | None,
+    *,
+    crowd: bool,
+) -> go.Scatter | go.Scattergl:
+    kind = go.Scattergl if crowd else go.Scatter
+    text = None if crowd or policies is None else [_policy_lines(policies.get(trial, {})) for trial in group["trial"]]
+    return kind(
+        x=group[speed.key].to_numpy(),
+        y=group[quality.key].to_numpy(),
+        mode="markers",
+        name=name,
+        marker=dict(marker),
+        customdata=group["trial"].to_numpy()[:, None],
+        text=text,
+        hovertemplate=f"<b>trial %{{customdata[0]}}</b>: %{{x:.2f}}x, %{{y:{quality.form}}}"
+        + ("<br>%{text}" if text else "")
+        + "<extra></extra>",
+        # What is not selected must not fade: the ring shows what is.
+        selected={"marker": {"opacity": marker.get("opacity", 1.0)}},
+        unselected={"marker": {"opacity": marker.get("opacity", 1.0)}},
+    )
+
+
+def _policy_lines(policy: Mapping[str, object]) -> str:
+    def shown(value: object) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else "never" if value is None else str(value)
+
+    return "<br>".join(f"{name.replace('_', ' ')}: {shown(policy[name])}" for name in _HOVERED if name in policy)
+
+
+def _to_worst(points: pd.DataFrame, quality: Measure, colours: Palette) -> dict[str, object] | None:
+    """Bars from the mean down to the worst prompt, where the y axis is the mean PSNR."""
+    if quality.key != "psnr_db":
+        return None
+    down = (points["psnr_db"] - points["psnr_worst_prompt_db"]).to_numpy()
+    return {
+        "type": "data", "symmetric": False, "array": np.zeros_like(down), "arrayminus": down, "thickness": 1,
+        "width": 4, "color": colours.feasible,
+    }  # fmt: skip
+
+
+def _add_references(
+    made: go.Figure,
+    references: Sequence[Reference],
+    points: pd.DataFrame,
+    quality: Measure,
+    speed: Measure,
+    colours: Palette,
+) -> None:
+    """Stock and exact mode. Where equal clips have an infinite figure, they stand at the upper edge."""
+    top = quality.best if quality.best is not None else float(points[quality.key].max()) + 1.5 if len(points) else 50.0
+    for reference in references:
+        made.add_trace(
+            go.Scatter(
+                x=[reference.speed],
+                y=[top],
+                mode="markers+text",
+                name=reference.name,
+                text=[reference.name],
+                textposition="bottom center",
+                textfont={"size": 12, "color": colours.reference},
+                marker={"symbol": reference.symbol, "size": 12, "color": colours.reference},
+                hovertemplate=f"<b>{reference.name}</b>: {reference.speed:.2f}x, the stock video itself"
+                + (" (infinite PSNR, drawn at the edge)" if quality.best is None else "")
+                + "<extra></extra>",
+                showlegend=False,
+            )
+        )
+
+
+def _held_out(held_out: Sequence[HeldOut], colours: Palette) -> go.Scatter:
+    return go.Scatter(
+        x=[h.speed for h in held_out],
+        y=[h.quality for h in held_out],
+        customdata=[[h.trial] for h in held_out],
+        mode="markers",
+        name="exported: held-out prompts",
+        marker={
+            "symbol": "diamond",
+            "size": 13,
+            "color": colours.held_out,
+            "line": {"width": 1, "color": colours.text},
+        },
+        hovertemplate="<b>trial %{customdata[0]}</b> on held-out prompts: %{x:.2f}x, %{y:.4g}<extra></extra>",
+    )
+
+
+def _add_selection(
+    made: go.Figure, points: pd.DataFrame, selected: int | None, speed: Measure, quality: Measure, colours: Palette
+) -> None:
+    chosen = points[points["trial"] == selected]
+    if len(chosen):
+        made.add_trace(
+            go.Scatter(
+                x=chosen[speed.key],
+                y=chosen[quality.key],
+                mode="markers",
+                name=f"selected: trial {selected}",
+                marker={"symbol": "circle-open", "size": 22, "color": colours.chosen, "line": {"width": 3}},
+                hoverinfo="skip",
+            )
+        )

@@ -1,0 +1,102 @@
+"""One policy from close by: quality over frames, prediction errors over rows, where the time went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from dashboard.theme import SERIES, Palette, figure
+
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+def frame_quality(by_case: Mapping[str, Sequence[float]], floor: float | None, colours: Palette) -> go.Figure:
+    """PSNR of every frame against the stock frame, one line per case."""
+    made = figure(colours, "Frame", "PSNR against stock (dB)", 320)
+    for number, (name, values) in enumerate(by_case.items()):
+        made.add_trace(
+            go.Scatter(
+                y=list(values),
+                mode="lines",
+                name=name,
+                line={"color": SERIES[number % len(SERIES)], "dash": _DASHES[number % len(_DASHES)], "width": 2},
+                hovertemplate=f"{name}<br>frame %{{x}}: %{{y:.1f}} dB<extra></extra>",
+            )
+        )
+    if floor is not None:
+        made.add_hline(
+            y=floor, line={"color": colours.muted, "dash": "dash", "width": 1}, annotation_text="worst-frame floor"
+        )
+    made.update_layout(legend={"font": {"size": 12}})
+    return made
+
+
+def prediction_errors(errors: Sequence[Sequence[float]], colours: Palette) -> go.Figure:
+    """What predicting would have got wrong at each recompute, over rows, one line per block.
+
+    Args:
+        errors: ``[row, block, order, relative error]`` each, and as a fifth element the error that was predicted
+            beforehand, where there was one.
+        colours: Of the page.
+    """
+    made = figure(colours, "Row of the schedule", "Relative error of a prediction", 320)
+    for block in sorted({int(e[1]) for e in errors}):
+        own = [e for e in errors if e[1] == block]
+        colour = SERIES[block % len(SERIES)]
+        made.add_trace(
+            go.Scatter(
+                x=[e[0] for e in own],
+                y=[e[3] for e in own],
+                mode="lines+markers",
+                name=f"block {block}",
+                line={"color": colour, "width": 1.5},
+                hovertemplate=f"row %{{x}}, block {block}: measured %{{y:.3g}}<extra></extra>",
+            )
+        )
+        foreseen = [e for e in own if len(e) > 4]
+        if foreseen:
+            made.add_trace(
+                go.Scatter(
+                    x=[e[0] for e in foreseen],
+                    y=[e[4] for e in foreseen],
+                    mode="markers",
+                    name=f"block {block}, predicted",
+                    marker={"symbol": "circle-open", "color": colour},
+                    hovertemplate=f"row %{{x}}, block {block}: predicted %{{y:.3g}}<extra></extra>",
+                )
+            )
+    made.update_yaxes(type="log", dtick="D2", tickformat="~g")
+    return made
+
+
+def time_spent(seconds: Mapping[str, Mapping[str, float]], colours: Palette) -> go.Figure:
+    """Seconds by stage, one bar per way of generating.
+
+    Args:
+        seconds: ``{"stock": {"denoising": ..., "decoding": ..., "encoding": ...}, ...}``, first on top.
+        colours: Of the page.
+    """
+    made = figure(colours, "Seconds per clip, mean of the search prompts", "", 90 + 48 * len(seconds))
+    stages = list(dict.fromkeys(stage for by_stage in seconds.values() for stage in by_stage))
+    shades = (colours.feasible, colours.cache, colours.muted)
+    for stage, shade in zip(stages, shades, strict=False):
+        values = [by_stage.get(stage, 0.0) for by_stage in seconds.values()]
+        made.add_trace(
+            go.Bar(
+                y=list(seconds),
+                x=values,
+                name=stage,
+                orientation="h",
+                marker={"color": shade},
+                text=[
+                    f"{value:.2f} s" if value >= 0.05 * max(sum(s.values()) for s in seconds.values()) else ""
+                    for value in values
+                ],
+                textposition="inside",
+                hovertemplate=f"%{{y}}, {stage}: %{{x:.2f}} s<extra></extra>",
+            )
+        )
+    made.update_layout(barmode="stack", bargap=0.3)
+    made.update_yaxes(autorange="reversed", showgrid=False)
+    return made

@@ -1,0 +1,101 @@
+"""The trade-off between speed and quality, and the policy that is selected on it."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from calibrate.results import Result
+from dashboard.page import POLICY, Page, select_trial, tiles
+from dashboard.plots.front import HeldOut, Reference, front_figure
+from dashboard.wording import headline, policy_sentence
+
+_CHART = "front_chart"
+
+
+def show(page: Page) -> None:
+    """Draws the view."""
+    data = page.data
+    st.markdown(f"## {data.record.name}")
+    best = None if page.best is None else data.results[page.best]
+    st.markdown(headline(best, int(page.holds.sum()), len(data.results)))
+    if data.points.empty:
+        st.info(_nothing_yet(page))
+        return
+    result = page.result
+    if result is not None:
+        fastest = ": the fastest above the floors" if result.trial == page.best else " (selected)"
+        st.markdown(f"##### Trial {result.trial}{fastest}")
+        tiles(page, result)
+    chart, side = st.columns([3, 1], gap="medium")
+    with chart:
+        _draw_chart(page)
+    if result is not None:
+        with side:
+            _draw_selected(page, result)
+
+
+def _draw_chart(page: Page) -> None:
+    data = page.data
+    references = [Reference("stock", 1.0, "square")]
+    if page.speed.key in data.exact_speedup:
+        references.append(Reference("exact", data.exact_speedup[page.speed.key], "diamond-wide"))
+    exported = [
+        HeldOut(record.trial_number, evidence[page.speed.key], evidence[page.quality.key])
+        for record in data.profiles
+        if {page.speed.key, page.quality.key} <= (evidence := record.profile["evidence"]).keys()
+    ]
+    floors = {"psnr_db": page.floors.psnr_db, "psnr_worst_prompt_db": page.floors.psnr_worst_prompt_db}
+    figure = front_figure(
+        data.points,
+        page.holds,
+        page.speed,
+        page.quality,
+        page.colours,
+        selected=page.trial,
+        floor=floors.get(page.quality.key),
+        references=references,
+        held_out=exported,
+        policies={number: result.policy for number, result in data.results.items()},
+    )
+    st.plotly_chart(
+        figure, theme=None, key=_CHART, on_select=_clicked, selection_mode="points", config={"displaylogo": False}
+    )
+    note = (
+        "Each point is one policy, measured by real generations: **right is faster, up is closer to the stock video**. "
+    )
+    note += "Click a point to select it."
+    if page.quality.key == "psnr_db":
+        note += " Bars reach down to the worst prompt."
+    st.caption(note)
+
+
+def _draw_selected(page: Page, result: Result) -> None:
+    st.markdown(policy_sentence(result.policy))
+    if result.stopped:
+        st.markdown(f":orange[{result.stopped}.]")
+    st.button(
+        "Clips and profile",
+        type="primary",
+        icon=":material/movie:",
+        width="stretch",
+        on_click=select_trial,
+        args=(result.trial, POLICY),
+    )
+    if page.best is not None and result.trial != page.best:
+        st.button("Back to the fastest", width="stretch", on_click=select_trial, args=(page.best,))
+
+
+def _clicked() -> None:
+    points = st.session_state[_CHART].selection.points
+    if points and points[0].get("customdata") is not None:
+        select_trial(int(points[0]["customdata"][0]))
+
+
+def _nothing_yet(page: Page) -> str:
+    states = page.data.states
+    if states.get("running"):
+        return "The first candidates are being generated; this page refreshes by itself."
+    if page.data.failures:
+        number, reason = next(iter(page.data.failures.items()))
+        return f"All {len(page.data.failures)} candidates failed; the first (trial {number}): {reason}"
+    return "This study has no trials yet: its baselines come first. Continue it with `scope-calibrate run`."

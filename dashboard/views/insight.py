@@ -1,0 +1,121 @@
+"""What the search says about the space: what matters, how smooth it is, whether going on would pay."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import cache, insight
+from dashboard.measures import Measure
+from dashboard.page import Page
+from dashboard.plots import insight as plots
+
+_CURVE_TRIALS = 5000
+# A median that moves by less than this share of all values' spread says that the parameter hardly matters.
+_INERT_SHARE = 0.05
+
+
+def show(page: Page) -> None:
+    """Draws the view."""
+    st.markdown("## Insight")
+    measured = page.data.points[~page.data.points["estimated"]].dropna(subset=[page.speed.key, page.quality.key])
+    if len(measured) < 2:
+        st.info("With fewer than two measured policies there is nothing to compare yet.")
+        return
+    parameters = cache.parameters(page.storage, page.url, page.data.record.name, page.heartbeat)
+    left, right = st.columns(2, gap="large")
+    with left:
+        _importance(page, measured, parameters)
+        _progress(page, measured)
+    with right:
+        _curves(page, measured, parameters)
+        _replay(page)
+    _parallel(page, measured, parameters)
+
+
+def _importance(page: Page, measured: pd.DataFrame, parameters: insight.Parameters) -> None:
+    st.markdown("#### What matters")
+    found = {
+        measure.short: insight.importance(parameters, dict(zip(measured["trial"], measured[measure.key], strict=True)))
+        for measure in (page.quality, page.speed)
+    }
+    if not any(found.values()):
+        st.info("Too few policies to tell which parameter matters.")
+        return
+    st.plotly_chart(plots.importance_bars(found, page.colours), theme=None, key="importance")
+    if len(measured) > insight.IMPORTANCE_TRIALS:
+        st.caption(f"From an even selection of about {insight.IMPORTANCE_TRIALS:,} policies.")
+
+
+def _curves(page: Page, measured: pd.DataFrame, parameters: insight.Parameters) -> None:
+    st.markdown("#### How each number acts")
+    numeric = _numeric(parameters)
+    if not numeric:
+        st.info("The search's parameters are not recorded yet.")
+        return
+    name = st.selectbox("Parameter", numeric, key="parameter", bind="query-params")
+    stride = max(1, len(measured) // _CURVE_TRIALS)
+    pairs = [
+        (float(parameters[trial][name][0]), figure)
+        for trial, figure in zip(
+            measured["trial"].iloc[::stride], measured[page.quality.key].iloc[::stride], strict=True
+        )
+        if name in parameters.get(trial, {})
+    ]
+    if len(pairs) < 2:
+        st.info(f"Hardly any measured policy uses {name}.")
+        return
+    x, y = zip(*pairs, strict=True)
+    shape = insight.curve(x, y)
+    st.plotly_chart(plots.parameter_curve(x, y, shape, str(name), page.quality, page.colours), theme=None, key="curve")
+    st.caption(_verdict(shape, max(y) - min(y), page.quality))
+
+
+def _numeric(parameters: insight.Parameters) -> list[str]:
+    """The names of number-valued parameters, those that were tried at the most different values first."""
+    tried: dict[str, set[float]] = {}
+    for found in parameters.values():
+        for name, (value, _) in found.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                tried.setdefault(name, set()).add(float(value))
+    return sorted(tried, key=lambda name: -len(tried[name]))
+
+
+def _verdict(shape: insight.Curve, spread: float, measure: Measure) -> str:
+    if spread and shape.range < _INERT_SHARE * spread:
+        return f"Hardly any effect: the median moves by {measure.text(shape.range)} over the whole range."
+    return f"The median moves by {measure.text(shape.range)} over the range tried; other parameters vary along with it."
+
+
+def _progress(page: Page, measured: pd.DataFrame) -> None:
+    st.markdown("#### Would more budget pay?")
+    floor = (
+        float(measured[page.quality.key].min()) if page.quality.key != "psnr_db" else float(page.floors.psnr_db or 0.0)
+    )
+    counts, areas = insight.hypervolume(measured, page.speed.key, page.quality.key, floor)
+    figure = plots.hypervolume_curve(counts, areas, page.quality, floor, page.colours)
+    st.plotly_chart(figure, theme=None, key="hypervolume")
+    st.caption("Still rising at the end: go on searching. Flat for long: the search has found what there is.")
+
+
+def _replay(page: Page) -> None:
+    st.markdown("#### Replay against real")
+    both = page.data.replayed
+    if len(both) < 2:
+        st.info("This study holds no replay estimates to set beside real generations.")
+        return
+    estimated, real = both["estimate_psnr_db"].tolist(), both["psnr_db"].tolist()
+    st.plotly_chart(plots.replay_against_real(estimated, real, page.colours), theme=None, key="replay")
+    st.caption(f"Rank correlation {insight.rank_correlation(estimated, real):.2f} over {len(both)} policies.")
+
+
+def _parallel(page: Page, measured: pd.DataFrame, parameters: insight.Parameters) -> None:
+    st.markdown("#### All parameters at once")
+    rows = [{name: value for name, (value, _) in parameters.get(trial, {}).items()} for trial in measured["trial"]]
+    table = pd.DataFrame(rows, index=measured.index)
+    # What never varied says nothing, and a gap cannot be drawn.
+    table = table.loc[:, [name for name in table.columns if table[name].nunique(dropna=False) > 1]]
+    complete = table.dropna(axis="columns")
+    shown = pd.concat([complete, measured[[page.speed.key, page.quality.key]]], axis="columns")
+    st.plotly_chart(plots.parallel_coordinates(shown, page.quality, page.colours), theme=None, key="parallel")
+    st.caption("One line per policy. Drag along an axis to keep only what passes there.")

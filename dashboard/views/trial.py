@@ -1,0 +1,238 @@
+"""One policy from close by: its clips, what it did in every row, its figures, and the way to its profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from calibrate.quality import METRICS
+from calibrate.results import Result
+from calibrate.store import Generation, ProfileRecord, browse
+from dashboard import clips
+from dashboard.data import explained
+from dashboard.page import Page, select_trial, tiles
+from dashboard.plots.mode_map import mode_map
+from dashboard.plots.trial import frame_quality, prediction_errors, time_spent
+from dashboard.wording import policy_sentence, reasons, usage
+from scope_runtime import Profile
+
+Measurement = tuple[Generation, dict[str, Any]]
+
+
+def show(page: Page) -> None:
+    """Draws the view."""
+    result = page.result
+    if result is None:
+        st.info("Nothing is selected: no policy of this study has been measured yet.")
+        return
+    _header(page, result)
+    with explained(page.storage):
+        measured = browse.measurements(page.storage, page.data.record.id, result.policy)
+    if not measured:
+        st.info("The generations of this policy are no longer in the database.")
+        return
+    profile = page.data.profile_of(result.trial)
+    chosen = _choose_case(measured)
+    left, right = st.columns([1, 1], gap="large")
+    with left:
+        _watch(page, chosen, profile)
+        _times(page, measured)
+    with right:
+        _what_it_did(page, chosen)
+        _frames(page, measured)
+    _table(measured)
+    st.divider()
+    _take(page, result, profile)
+
+
+def _header(page: Page, result: Result) -> None:
+    points = page.data.points[~page.data.points["estimated"]].sort_values(page.speed.key)
+    numbers = points["trial"].tolist()
+    title, slower, faster = st.columns([6, 1, 1], vertical_alignment="bottom")
+    remark = "fastest above the floors" if result.trial == page.best else (result.stopped or "")
+    title.markdown(f"## Trial {result.trial}" + (f"  :gray[· {remark}]" if remark else ""))
+    at = numbers.index(result.trial)
+    for column, step, name in ((slower, -1, "Slower"), (faster, 1, "Faster")):
+        known = 0 <= at + step < len(numbers)
+        target = numbers[at + step] if known else result.trial
+        column.button(name, width="stretch", disabled=not known, on_click=select_trial, args=(int(target),))
+    tiles(page, result)
+    st.markdown(policy_sentence(result.policy))
+
+
+def _choose_case(measured: Sequence[Measurement]) -> Measurement:
+    """The worst prompt first: what a policy does to it decides."""
+    worst = min(range(len(measured)), key=lambda i: (measured[i][0].metrics or {}).get("psnr_db", 0.0))
+    number = st.selectbox(
+        "Prompt", range(len(measured)), index=worst, format_func=lambda i: _label(measured[i][0]), key="prompt"
+    )
+    return measured[int(number)] if number < len(measured) else measured[worst]
+
+
+def _label(row: Generation) -> str:
+    kind = "search" if row.kind == "candidate" else "held out"
+    return f"{row.prompt} (seed {row.seed}, {kind}): {(row.metrics or {}).get('psnr_db', float('nan')):.1f} dB"
+
+
+def _watch(page: Page, chosen: Measurement, profile: ProfileRecord | None) -> None:
+    st.markdown("#### Stock, SCOPE and their difference")
+    path = clips.clip_of(chosen[0], page.data.study, profile)
+    if path is None:
+        st.info("No clip of this generation is kept here: the search keeps the newest ones, in its cache folder.")
+        return
+    st.video(path.read_bytes(), loop=True, autoplay=True, muted=True)
+    _scrub(str(path), chosen[1].get("frame_psnr_db", []))
+
+
+@st.fragment
+def _scrub(path: str, frame_psnr_db: Sequence[float]) -> None:
+    """A frame at a time; a fragment, so that scrubbing redraws nothing else."""
+    last = clips.frame_count(Path(path)) - 1
+    if last < 1:
+        return
+    worst = int(np.argmin(frame_psnr_db)) if frame_psnr_db else 0
+    number = st.slider("Frame", 0, last, min(worst, last), key=f"frame-{path}", help="Starts at the worst frame.")
+    st.image(clips.frame(Path(path), number), width="stretch")
+    if number < len(frame_psnr_db):
+        st.caption(
+            f"Frame {number}: {frame_psnr_db[number]:.1f} dB against stock. Difference: 8 times, around mid-grey."
+        )
+
+
+def _what_it_did(page: Page, chosen: Measurement) -> None:
+    st.markdown("#### What each block did")
+    row, detail = chosen
+    if not detail.get("modes"):
+        st.info("Modes were not recorded for this generation: it was measured by an earlier version.")
+        return
+    st.plotly_chart(mode_map(detail["modes"], page.colours), theme=None, key="modes")
+    blocks = sum(letter != "." for line in detail["modes"] for letter in line)
+    reused = sum(letter in "PC" for line in detail["modes"] for letter in line)
+    st.caption(
+        f"Grey is what stock computes and SCOPE leaves out. Of {blocks} block updates {reused} were predicted or "
+        f"reused: {row.evaluations:,} of stock's {row.stock_evaluations:,} block evaluations remain (guidance branches "
+        f"counted apart). Longest run without "
+        f"recompute: {detail.get('max_skip_seen', 0)} rows; fallbacks to recompute: {detail.get('fallbacks', 0)}."
+    )
+    if detail.get("prediction_errors"):
+        st.markdown("#### How far off predictions were")
+        st.plotly_chart(prediction_errors(detail["prediction_errors"], page.colours), theme=None, key="errors")
+        st.caption("Measured at every recompute: what predicting would have given against what the model gave.")
+
+
+def _frames(page: Page, measured: Sequence[Measurement]) -> None:
+    by_case = {
+        f"{row.prompt[:38]} ({row.seed})": detail["frame_psnr_db"]
+        for row, detail in measured
+        if detail.get("frame_psnr_db")
+    }
+    if by_case:
+        st.markdown("#### Quality over time")
+        st.plotly_chart(frame_quality(by_case, page.floors.psnr_worst_frame_db, page.colours), theme=None, key="frames")
+
+
+def _times(page: Page, measured: Sequence[Measurement]) -> None:
+    searched = [row for row, _ in measured if row.kind == "candidate"]
+    stock = page.data.full_compute.get("stock")
+    if not searched or stock is None:
+        return
+    st.markdown("#### Where the time went")
+
+    def mean(values: Sequence[float | None]) -> float:
+        return float(np.mean([value or 0.0 for value in values]))
+
+    decode = mean([row.seconds_decode for row in searched])
+    denoise = mean([row.seconds_denoise for row in searched])
+    encode = max(0.0, mean([row.seconds_end_to_end for row in searched]) - denoise - decode)
+    ways = {"stock": stock.seconds_denoise}
+    if exact := page.data.full_compute.get("exact"):
+        ways["exact"] = exact.seconds_denoise
+    ways["SCOPE"] = denoise
+    seconds = {name: {"denoising": value, "decoding": decode, "encoding": encode} for name, value in ways.items()}
+    st.plotly_chart(time_spent(seconds, page.colours), theme=None, key="times")
+    st.caption("Exact mode leaves out only what cannot change the video. Encoding and decoding stay as they are.")
+
+
+def _table(measured: Sequence[Measurement]) -> None:
+    st.markdown("#### Prompt by prompt")
+    rows = [
+        {
+            "prompt": row.prompt,
+            "seed": row.seed,
+            "set": "search" if row.kind == "candidate" else "held out",
+            "speed-up": (row.stock_evaluations or 0) / row.evaluations if row.evaluations else None,
+            "denoising s": row.seconds_denoise,
+            "stock s": row.stock_seconds_denoise,
+            **{name: (row.metrics or {}).get(name) for name in METRICS},
+        }
+        for row, _ in measured
+    ]
+    decibel = st.column_config.NumberColumn(format="%.1f dB")
+    number = st.column_config.NumberColumn
+    st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        column_config={
+            "prompt": st.column_config.TextColumn(width="medium"),
+            "speed-up": number(format="%.2fx"),
+            "denoising s": number(format="%.2f"),
+            "stock s": number(format="%.2f"),
+            "psnr_db": decibel,
+            "psnr_worst_frame_db": decibel,
+            "temporal_psnr_db": decibel,
+            "ssim": number(format="%.4f"),
+            "flicker": number(format="%.3f"),
+            "motion_error_px": number(format="%.3f px"),
+        },
+    )
+
+
+def _take(page: Page, result: Result, record: ProfileRecord | None) -> None:
+    why, take = st.columns(2, gap="large")
+    with why:
+        st.markdown("#### Why this point")
+        for line in reasons(page.data, result, page.floors, page.speed.key, page.quality.key):
+            st.markdown(f"- {line}")
+        if record is not None:
+            _evidence(record.profile["evidence"])
+    with take:
+        st.markdown("#### Take the profile")
+        if record is None:
+            _how_to_export(page, result)
+            return
+        profile = Profile.from_dict(record.profile)
+        name = Path(record.path).name
+        st.download_button(
+            f"Download {name}",
+            profile.to_json(),
+            file_name=name,
+            mime="application/json",
+            type="primary",
+            icon=":material/download:",
+            on_click="ignore",
+        )
+        st.code(usage(record.profile["settings"], name), language="python")
+
+
+def _evidence(evidence: dict[str, Any]) -> None:
+    st.markdown(
+        f"- On {evidence['n']} held-out prompts, paired in one run: {evidence['speedup_evaluations']:.2f}x fewer block "
+        f"evaluations, {evidence['speedup_denoise']:.2f}x faster denoising, {evidence['speedup_end_to_end']:.2f}x end "
+        f"to end, {evidence['psnr_db']:.1f} dB, worst prompt {evidence['psnr_worst_prompt_db']:.1f} dB."
+    )
+    for name, by in evidence.get("missed_floors", {}).items():
+        st.markdown(f"- :orange[The held-out prompts miss the floor {name} by {by:.3g}.] The profile says so.")
+
+
+def _how_to_export(page: Page, result: Result) -> None:
+    study = page.data.study
+    st.markdown(
+        f"A profile carries evidence from the {len(study.held_out_cases)} held-out prompts, and this policy has not "
+        "been measured on them yet. This command measures them and writes the profile; then it can be downloaded here:"
+    )
+    st.code(f"scope-calibrate export {study.name}.yaml --trial {result.trial}", language="bash")

@@ -1,0 +1,140 @@
+"""Figures in sentences: what is gained, what a policy does, why a point is worth taking or is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from calibrate.results import Result
+from calibrate.study_file import Floors
+from dashboard.data import StudyData, best_point, front
+
+_FLOOR_NAMES = {
+    "psnr_db": "mean PSNR",
+    "psnr_worst_prompt_db": "worst prompt's PSNR",
+    "psnr_worst_frame_db": "worst frame's PSNR",
+    "ssim": "SSIM",
+    "temporal_psnr_db": "PSNR of motion",
+}
+
+
+def headline(best: Result | None, feasible: int, measured: int) -> str:
+    """What this model gains, in one sentence."""
+    if not measured:
+        return "No policy has been measured yet."
+    if best is None:
+        return (
+            f"None of the {measured:,} measured policies holds the quality floors yet: lower one to see what is near."
+        )
+    figures = best.figures
+    return (
+        f"This model can make its videos with **{best.speedup_evaluations:.2f}x fewer block evaluations** at "
+        f"**{figures['psnr_db']:.1f} dB** against the stock video (worst prompt "
+        f"{figures['psnr_worst_prompt_db']:.1f} dB): the fastest of {feasible:,} policies above the floors, out of "
+        f"{measured:,} measured."
+    )
+
+
+def policy_sentence(policy: Mapping[str, Any]) -> str:
+    """What a policy does, in words.
+
+    Args:
+        policy: As JSON, see `scope_runtime.Policy`.
+    """
+    tail = f" and the last {policy['tail']}" if policy["tail"] else ""
+    after = (
+        "without a limit on accumulated change"
+        if policy["predict_threshold"] is None
+        else f"while the accumulated change stays below {policy['predict_threshold']:.3g}"
+    )
+    reuse = (
+        f"reuses the last output below a change of {policy['cache_threshold']:.3g}, else extrapolates it"
+        if policy["cache_threshold"]
+        else "extrapolates the last outputs"
+    )
+    orders = {0: "by the newest one", 1: "along a line", 2: "along a parabola"}
+    indicator = "noise level" if policy["indicator"] == "noise-level" else "transformer's modulated input"
+    return (
+        f"Recomputes each block's first {policy['warmup']} steps{tail}. In between it {reuse} "
+        f"({orders[policy['order']]}), for at most {policy['max_skip']} rows in a row and {after}, which it reads from "
+        f"the {indicator}. When a block is recomputed, "
+        + (
+            "so is every active block before it."
+            if policy["granularity"] == "prefix"
+            else "so are all active ones."
+            if policy["granularity"] == "step"
+            else "the others keep their own mode."
+        )
+    )
+
+
+def reasons(data: StudyData, result: Result, floors: Floors, speed: str, quality: str) -> list[str]:
+    """Why this point, or why not: floors, front, and what the neighbours on the front trade for what."""
+    lines = [_floors_line(result, floors)]
+    comparable = data.points[~data.points["estimated"] & data.points["stopped"].isna()]
+    line = front(comparable, speed, quality).reset_index(drop=True)
+    at = line.index[line["trial"] == result.trial]
+    if len(at):
+        lines.append("No measured policy is both faster and closer to stock.")
+        lines += _neighbours(line, int(at[0]), speed, quality)
+    else:
+        own = data.points[data.points["trial"] == result.trial].iloc[0]
+        better = line[(line[speed] >= own[speed]) & (line[quality] >= own[quality])]
+        if len(better):
+            other = better.iloc[0]
+            lines.append(
+                f"Trial {int(other['trial'])} is at least as good in both: {other[speed]:.2f}x, "
+                f"{_value(other, quality)}."
+            )
+    if best_point(data.points, floors, speed) == result.trial:
+        lines.append(
+            "It is the fastest policy above the floors, which `scope-calibrate export` picks by its default rule."
+        )
+    return lines
+
+
+def usage(settings: Mapping[str, Any], file_name: str) -> str:
+    """The code that uses a profile."""
+    call = ",\n    ".join(
+        f"{name}={settings[name]!r}"
+        for name in (
+            "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "ar_step", "causal_block_size",
+        )
+        if name in settings
+    )  # fmt: skip
+    return (
+        "from scope_runtime import Profile, apply_scope\n\n"
+        f"settings = dict(\n    {call},\n)\n"
+        f'with apply_scope(pipe, Profile.load("{file_name}")) as scope:\n'
+        "    video = pipe(prompt, **settings).frames\n"
+        "print(scope.report)"
+    )
+
+
+def _floors_line(result: Result, floors: Floors) -> str:
+    if result.stopped:
+        return f"Not measured on all search prompts: {result.stopped}."
+    missed = {name: by for name, by in floors.shortfalls(result.figures, margin=True).items() if by > 0}
+    if missed:
+        told = ", ".join(f"{_FLOOR_NAMES[name]} by {by:.3g}" for name, by in missed.items())
+        return f"Misses the floors (with the margin of {floors.safety_margin_db:g} dB): {told}."
+    return f"Holds every floor with the margin of {floors.safety_margin_db:g} dB."
+
+
+def _neighbours(line: pd.DataFrame, at: int, speed: str, quality: str) -> list[str]:
+    own = line.iloc[at]
+    told = []
+    for step, word in ((-1, "faster"), (1, "closer")):
+        if 0 <= at + step < len(line):
+            other = line.iloc[at + step]
+            told.append(
+                f"The next {word} on the front is trial {int(other['trial'])}: {other[speed]:.2f}x instead of "
+                f"{own[speed]:.2f}x, {_value(other, quality)} instead of {_value(own, quality)}."
+            )
+    return told
+
+
+def _value(point: pd.Series, quality: str) -> str:
+    return f"{point[quality]:.1f} dB" if quality.endswith("_db") else f"{point[quality]:.4f}"

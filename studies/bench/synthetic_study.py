@@ -1,0 +1,211 @@
+"""A study of any size with made-up figures, for tests and benchmarks.
+
+Generations go through the store. Trials are written to Optuna's tables at once: its own calls take 15 ms for each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import optuna
+import yaml
+from optuna.trial import TrialState
+from sqlalchemy import MetaData, func, insert, select
+
+from calibrate.detail import describe
+from calibrate.results import RESULT, Result
+from calibrate.search import open_optuna_study
+from calibrate.store import Generation, Storage, Store
+from calibrate.study_file import Case, Study
+from scope_runtime import ChangeMap, Phase, Policy, Report, Schedule
+from scope_runtime.report import WindowReport
+
+_ROWS, _BLOCKS = 24, 5
+_STOCK_EVALUATIONS = 2 * _ROWS * _BLOCKS
+_DISTRIBUTIONS: dict[str, optuna.distributions.BaseDistribution] = {
+    "cache_quantile": optuna.distributions.FloatDistribution(0.0, 0.4),
+    "predict_quantile": optuna.distributions.FloatDistribution(0.3, 1.0),
+    "max_skip": optuna.distributions.IntDistribution(1, 6),
+    "warmup": optuna.distributions.IntDistribution(1, 6),
+    "tail": optuna.distributions.IntDistribution(0, 1),
+    "order": optuna.distributions.CategoricalDistribution((1, 2)),
+}
+
+
+def study_text(name: str, *, trials: int, storage: str | None = None) -> str:
+    """The study's YAML."""
+    return yaml.safe_dump(
+        {
+            "name": name,
+            "model": {"path": "pipe"},
+            "generation": {
+                "height": 64, "width": 64, "num_frames": 97, "num_inference_steps": 20, "guidance_scale": 4.0,
+                "ar_step": 5, "causal_block_size": 5,
+            },
+            "search_cases": [{"prompt": "a red circle", "seed": 1}, {"prompt": "a blue square", "seed": 2}],
+            "held_out_cases": [{"prompt": "a green circle moving up", "seed": 3}],
+            "budget": {"trials": max(1, trials)},
+            **({"storage": storage} if storage else {}),
+        },
+        sort_keys=False,
+    )  # fmt: skip
+
+
+def write_study(
+    storage: Storage, name: str, trials: int, *, seed: int = 0, generations: int | None = None, estimates: bool = False
+) -> Store:
+    """Writes a study whose figures follow the trade-off of a real one, with noise.
+
+    Args:
+        storage: Open for writing.
+        name: Of the study.
+        trials: How many complete trials it has; one more is running and one has failed.
+        seed: Of the figures.
+        generations: How many trials have their generations recorded too; all by default.
+        estimates: Whether every trial carries an estimate beside its result.
+    """
+    text = study_text(name, trials=trials)
+    study = Study.model_validate(yaml.safe_load(text))
+    store = Store.open_study(
+        storage,
+        name=name,
+        yaml_text=text,
+        fixed_parts=study.fixed_parts(),
+        settings=study.generation.model_dump(mode="json"),
+        model={"pipeline": "SkyReelsV2DiffusionForcingPipeline", "transformer": "SkyReelsV2Transformer3DModel"},
+    )
+    optuna_study = open_optuna_study(store, create=True)
+    environment = store.environment({"processor": "made up", "device": "cpu"}, {"torch": "made up"})
+    for case in study.search_cases:
+        for kind, seconds, evaluations in (("stock", 8.0, _STOCK_EVALUATIONS), ("exact", 5.0, _STOCK_EVALUATIONS // 2)):
+            store.add(_generation(kind, environment, case, evaluations, seconds))
+    random = np.random.default_rng(seed)
+    written = []
+    for number in range(trials):
+        parameters = _parameters(random)
+        policy = _policy(parameters)
+        rows = [_candidate(number, environment, case, policy, parameters, random) for case in study.search_cases]
+        result = Result.of(number, policy.to_dict(), rows, None)
+        written.append((parameters, result, _attributes(result, estimates, random)))
+        if generations is None or number < generations:
+            for row in rows:
+                store.add(row, describe(_report(parameters), random.normal(35, 3, 97).tolist()))
+    _write_trials(storage, optuna_study._study_id, written)
+    failed = optuna_study.ask()
+    failed.set_user_attr("failure", "RuntimeError: out of memory")
+    optuna_study.tell(failed, state=TrialState.FAIL)
+    optuna_study.ask()
+    return store
+
+
+def _write_trials(
+    storage: Storage, study_id: int, written: Sequence[tuple[dict[str, Any], Result, dict[str, Any]]]
+) -> None:
+    """Complete trials in a database that holds no others."""
+    tables = MetaData()
+    tables.reflect(storage.engine, only=["trials", "trial_params", "trial_values", "trial_user_attributes"])
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in tables.tables}
+    now = datetime.now(UTC).replace(tzinfo=None)
+    with storage.engine.connect() as connection:
+        first = 1 + (connection.execute(select(func.max(tables.tables["trials"].c.trial_id))).scalar() or 0)
+    for number, (parameters, result, attributes) in enumerate(written):
+        own = {"trial_id": first + number}
+        times = {"datetime_start": now, "datetime_complete": now}
+        rows["trials"].append({**own, "number": number, "study_id": study_id, "state": "COMPLETE", **times})
+        rows["trial_user_attributes"] += [
+            {**own, "key": key, "value_json": json.dumps(value)} for key, value in attributes.items()
+        ]
+        rows["trial_values"] += [
+            {**own, "objective": objective, "value": value, "value_type": "FINITE"}
+            for objective, value in enumerate((result.speedup_evaluations, result.figures["psnr_db"]))
+        ]
+        rows["trial_params"] += [
+            {
+                **own,
+                "param_name": name,
+                "param_value": distribution.to_internal_repr(parameters[name]),
+                "distribution_json": optuna.distributions.distribution_to_json(distribution),
+            }
+            for name, distribution in _DISTRIBUTIONS.items()
+        ]
+    with storage.engine.begin() as connection:
+        for table in tables.sorted_tables:
+            if rows.get(table.name):
+                connection.execute(insert(table), rows[table.name])
+
+
+def _parameters(random: np.random.Generator) -> dict[str, Any]:
+    return {
+        "cache_quantile": float(random.uniform(0, 0.4)),
+        "predict_quantile": float(random.uniform(0.3, 1.0)),
+        "max_skip": int(random.integers(1, 7)),
+        "warmup": int(random.integers(1, 7)),
+        "tail": int(random.integers(0, 2)),
+        "order": int(random.integers(1, 3)),
+    }
+
+
+def _policy(parameters: dict[str, Any]) -> Policy:
+    return Policy(
+        granularity="prefix",
+        indicator="noise-level",
+        change_map=ChangeMap((0.0, 0.1), (0.0, 0.2)),
+        cache_threshold=parameters["cache_quantile"] * 0.1,
+        predict_threshold=parameters["predict_quantile"],
+        max_skip=parameters["max_skip"],
+        order=parameters["order"],
+        warmup=parameters["warmup"],
+        tail=parameters["tail"],
+    )
+
+
+def _candidate(
+    number: int, environment: int, case: Case, policy: Policy, parameters: dict[str, Any], random: np.random.Generator
+) -> Generation:
+    """A longer skip is faster and worse; warm-up is slower and better."""
+    speed = 1.6 + 0.5 * parameters["max_skip"] - 0.12 * parameters["warmup"] + 0.4 * parameters["predict_quantile"]
+    psnr = 52 - 5.5 * speed + 1.2 * parameters["warmup"] + float(random.normal(0, 1.5))
+    row = _generation("candidate", environment, case, round(_STOCK_EVALUATIONS / speed), 8.0 / speed)
+    row.trial_number, row.policy = number, policy.to_dict()
+    row.metrics = {
+        "psnr_db": psnr, "psnr_worst_frame_db": psnr - 6, "ssim": min(1.0, 0.6 + psnr / 110),
+        "temporal_psnr_db": psnr + 2, "flicker": 0.2, "motion_error_px": 0.1,
+    }  # fmt: skip
+    return row
+
+
+def _generation(kind: str, environment: int, case: Case, evaluations: int, seconds: float) -> Generation:
+    now = datetime.now(UTC)
+    return Generation(
+        kind=kind, environment_id=environment, prompt=case.prompt, seed=case.seed, policy=None, settings={},
+        evaluations=evaluations, stock_evaluations=_STOCK_EVALUATIONS, seconds_denoise=seconds, seconds_decode=1.0,
+        seconds_end_to_end=seconds + 1.1, stock_seconds_denoise=8.0, state="complete", started=now, finished=now,
+    )  # fmt: skip
+
+
+def _report(parameters: dict[str, Any]) -> Report:
+    period = parameters["max_skip"] + 1
+    rows = [
+        "".join("R" if r < parameters["warmup"] or r % period == 0 else "P" for _ in range(_BLOCKS))
+        for r in range(_ROWS)
+    ]
+    schedule = Schedule(
+        sigma=tuple((1 - r / _ROWS,) * _BLOCKS for r in range(_ROWS)),
+        phase=((Phase.ACTIVE,) * _BLOCKS,) * _ROWS,
+        block_frames=5,
+    )
+    return Report(windows=[WindowReport(schedule, rows, evaluations=100, stock_evaluations=_STOCK_EVALUATIONS)])
+
+
+def _attributes(result: Result, estimate: bool, random: np.random.Generator) -> dict[str, Any]:
+    attributes: dict[str, Any] = {RESULT: result.to_dict()}
+    if estimate:
+        attributes["estimate"] = {
+            "speedup_evaluations": result.speedup_evaluations,
+            "figures": {"psnr_db": result.figures["psnr_db"] + float(random.normal(1, 2))},
+        }
+    return attributes

@@ -1,0 +1,118 @@
+"""The page by Streamlit's own test driver: every view draws, and what is missing is said in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+from streamlit.testing.v1 import AppTest
+
+import dashboard
+from calibrate.serve import STORAGE_VARIABLE
+from calibrate.store import Storage
+from dashboard.page import INSIGHT, POLICY, STUDIES, TRADE_OFF
+from studies.bench.synthetic_study import write_study
+from tests.dashboard.conftest import Made
+
+APP = Path(dashboard.__file__).with_name("app.py")
+
+
+@pytest.fixture
+def page(made: Made, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    monkeypatch.chdir(made.folder)
+    monkeypatch.setenv(STORAGE_VARIABLE, made.url)
+    return AppTest.from_file(str(APP), default_timeout=120)
+
+
+def _show(page: AppTest, view: str) -> str:
+    page.session_state["view"] = view
+    page.session_state["study"] = "made"
+    page.run()
+    assert not page.exception
+    return "\n".join(element.value for kind in ("markdown", "caption", "info", "error") for element in page.get(kind))
+
+
+def test_the_trade_off_starts_with_what_is_gained(page: AppTest, made: Made) -> None:
+    shown = _show(page, TRADE_OFF)
+    assert f"Trial {made.best}: the fastest above the floors" in shown
+    assert page.metric[0].value == f"{made.data.results[made.best].speedup_evaluations:.2f}x"
+
+
+def test_a_floor_moves_the_best_point(page: AppTest, made: Made) -> None:
+    _show(page, TRADE_OFF)
+    page.slider(key="floor").set_value(45.0).run()
+    assert not page.exception
+    best = max(
+        (r for r in made.data.results.values() if r.figures["psnr_db"] >= 46), key=lambda r: r.speedup_evaluations
+    )
+    assert page.metric[0].value == f"{best.speedup_evaluations:.2f}x"
+    page.slider(key="floor").set_value(60.0).run()
+    assert "lower one" in page.markdown[1].value
+
+
+def test_a_selected_trial_is_shown_with_its_modes_and_its_profile(page: AppTest, made: Made) -> None:
+    page.query_params["trial"] = str(made.best)
+    shown = _show(page, POLICY)
+    assert "What each block did" in shown
+    assert "Grey is what stock computes" in shown
+    assert "No clip of this generation" not in shown
+    assert 'Profile.load("made.json")' in page.code[0].value
+    other = next(trial for trial in made.data.results if trial != made.best)
+    page.query_params["trial"] = str(other)
+    page.run()
+    assert f"scope-calibrate export made.yaml --trial {other}" in page.code[0].value
+
+
+@pytest.mark.parametrize("number", ["999", "-1", "x", ""])
+def test_a_trial_that_is_not_there_falls_back_to_the_best(page: AppTest, made: Made, number: str) -> None:
+    page.query_params["trial"] = number
+    assert f"Trial {made.best}" in _show(page, TRADE_OFF)
+
+
+def test_insight_and_studies_draw(page: AppTest) -> None:
+    assert "Rank correlation" in _show(page, INSIGHT)
+    assert "Only the best measured trade-offs" in _show(page, STUDIES)
+    assert page.dataframe[0].value["study"].tolist() == ["other", "made"]
+
+
+def _opened(url: str, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    monkeypatch.setenv(STORAGE_VARIABLE, url)
+    page = AppTest.from_file(str(APP), default_timeout=120).run()
+    assert not page.exception
+    return page
+
+
+def test_an_empty_database_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'empty.db'}"
+    Storage(url).close()
+    assert "holds no studies yet" in _opened(url, monkeypatch).info[0].value
+
+
+def test_a_missing_database_is_a_sentence_and_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = _opened(f"sqlite:///{tmp_path / 'none.db'}", monkeypatch)
+    assert "does not exist yet" in page.error[0].value
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unreachable_database_is_a_sentence_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = _opened("postgresql+psycopg://anna:hunter2@127.0.0.1:1/scope", monkeypatch)
+    assert "cannot be reached" in page.error[0].value
+    assert "hunter2" not in page.error[0].value
+
+
+def test_a_study_without_trials_and_one_that_goes_away_are_sentences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'young.db'}"
+    storage = Storage(url)
+    write_study(storage, "young", 0)
+    page = _opened(url, monkeypatch)
+    assert "first candidates are being generated" in page.info[0].value
+    with create_engine(url).begin() as connection:
+        connection.execute(text("DELETE FROM scope_generation"))
+        connection.execute(text("DELETE FROM scope_study"))
+    assert "holds no studies yet" in page.run().info[0].value
+    storage.close()
+    (tmp_path / "young.db").unlink()
+    assert "no longer there" in page.run().error[0].value

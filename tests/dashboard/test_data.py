@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from calibrate.errors import CalibrateError
+from calibrate.results import Result
+from calibrate.store import Storage
+from calibrate.study_file import Floors
+from dashboard.data import best_point, feasible, front, load_study
+from dashboard.wording import headline, policy_sentence, reasons, usage
+from tests.dashboard.conftest import TRIALS, Made
+
+
+def test_every_measured_policy_is_a_point(made: Made) -> None:
+    points = made.data.points
+    assert len(points) == len(made.data.results) == TRIALS
+    assert made.data.states == {"complete": TRIALS, "fail": 1, "running": 1}
+    assert list(made.data.failures.values()) == ["RuntimeError: out of memory"]
+    row = points.iloc[7]
+    assert row["psnr_db"] == made.data.results[int(row["trial"])].figures["psnr_db"]
+    assert len(made.data.replayed) == TRIALS
+
+
+def test_feasible_agrees_with_the_results_own_judgement(made: Made) -> None:
+    floors = made.data.study.floors
+    expected = {trial for trial, result in made.data.results.items() if result.feasible(floors)}
+    points = made.data.points
+    assert set(points[feasible(points, floors)]["trial"]) == expected
+    assert 0 < len(expected) < TRIALS
+    fastest = max((made.data.results[t] for t in expected), key=lambda r: r.speedup_evaluations)
+    assert best_point(points, floors, "speedup_evaluations") == fastest.trial == made.best
+    assert best_point(points, Floors(psnr_db=99.0), "speedup_evaluations") is None
+
+
+def test_the_front_leaves_out_what_is_beaten_in_both() -> None:
+    points = pd.DataFrame({"trial": range(5), "x": [1.0, 2.0, 3.0, 2.0, 3.0], "y": [9.0, 5.0, 4.0, 4.5, 4.0]})
+    assert front(points, "x", "y")["trial"].tolist() == [2, 1, 0]
+
+
+def test_exact_mode_is_a_point_of_its_own(made: Made) -> None:
+    assert made.data.exact_speedup == pytest.approx({"speedup_evaluations": 2.0, "speedup_denoise": 8 / 5})
+
+
+def test_a_deleted_study_is_one_sentence(read_only: Storage) -> None:
+    with pytest.raises(CalibrateError, match="'gone' is not in this database"):
+        load_study(read_only, "gone")
+
+
+def test_sentences_name_figures_and_neighbours(made: Made) -> None:
+    data, floors = made.data, made.data.study.floors
+    best = data.results[made.best]
+    assert f"**{best.speedup_evaluations:.2f}x fewer" in headline(best, 3, 40)
+    assert "lower one" in headline(None, 0, 40)
+    told = reasons(data, best, floors, "speedup_evaluations", "psnr_db")
+    assert told[0] == "Holds every floor with the margin of 1 dB."
+    assert any("fastest policy above the floors" in line for line in told)
+    beaten = min(data.results.values(), key=lambda r: r.figures["psnr_db"] + 10 * r.speedup_evaluations)
+    assert any(
+        "at least as good in both" in line for line in reasons(data, beaten, floors, "speedup_evaluations", "psnr_db")
+    )
+    stopped = Result(**{**best.to_dict(), "stopped": "stopped early: 1 dB"})
+    assert "stopped early" in reasons(data, stopped, floors, "speedup_evaluations", "psnr_db")[0]
+
+
+def test_a_policy_in_words_names_its_numbers(made: Made) -> None:
+    policy = made.data.results[made.best].policy
+    sentence = policy_sentence(policy)
+    assert f"first {policy['warmup']} steps" in sentence
+    assert f"at most {policy['max_skip']} rows" in sentence
+    assert "without a limit" in policy_sentence({**policy, "predict_threshold": None})
+
+
+def test_the_code_to_use_a_profile_compiles(made: Made) -> None:
+    text = usage(made.data.profiles[0].profile["settings"], "made.json")
+    compile(text, "usage", "exec")
+    assert "num_inference_steps=20" in text

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from calibrate.store import Storage, browse
+from dashboard import insight
+from tests.dashboard.conftest import TRIALS, Made
+
+
+def test_the_hypervolume_is_the_area_under_the_staircase() -> None:
+    points = pd.DataFrame({"x": [2.0, 3.0, 1.5], "y": [40.0, 35.0, 30.0]})
+    counts, areas = insight.hypervolume(points, "x", "y", floor=30.0)
+    assert counts == [1, 2, 3]
+    assert areas == pytest.approx([10.0, 15.0, 15.0])
+
+
+def test_importance_finds_what_decides(made: Made, read_only: Storage) -> None:
+    parameters = browse.parameters(read_only, "made")
+    assert len(parameters) == TRIALS
+    values = {number: float(found["max_skip"][0]) for number, found in parameters.items()}
+    found = insight.importance(parameters, values)
+    assert next(iter(found)) == "max_skip"
+    assert sum(found.values()) == pytest.approx(1.0)
+    assert insight.importance(parameters, dict.fromkeys(values, 1.0)) == {}
+
+
+def test_parameters_come_back_as_they_were_searched(made: Made, read_only: Storage) -> None:
+    found = browse.parameters(read_only, "made")[made.best]
+    assert found["warmup"][0] == made.data.results[made.best].policy["warmup"]
+    assert found["order"][0] in (1, 2)
+
+
+def test_a_curve_holds_the_median_of_every_value() -> None:
+    shape = insight.curve([1, 1, 1, 2, 2, 2], [1, 2, 3, 10, 20, 30])
+    assert shape.x.tolist() == [1, 2]
+    assert shape.median.tolist() == [2, 20]
+    assert shape.range == 18
+
+
+def test_a_curve_bins_what_is_continuous_and_leaves_gaps_out() -> None:
+    x = np.concatenate([np.linspace(0, 0.2, 50), np.linspace(0.8, 1, 50)])
+    shape = insight.curve(x.tolist(), x.tolist())
+    assert len(shape.x) < 12
+    assert (np.diff(shape.median) > 0).all()

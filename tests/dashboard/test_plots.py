@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dashboard import clips
+from dashboard.data import feasible, front
+from dashboard.measures import QUALITY, SPEED
+from dashboard.plots.front import Reference, compared_fronts, front_figure
+from dashboard.plots.insight import importance_bars, parallel_coordinates
+from dashboard.plots.mode_map import mode_map
+from dashboard.plots.trial import frame_quality, prediction_errors, time_spent
+from dashboard.theme import DARK, LIGHT
+from tests.dashboard.conftest import Made
+
+SPEEDUP, PSNR = SPEED["speedup_evaluations"], QUALITY["psnr_db"]
+
+
+@pytest.mark.parametrize("quality", QUALITY.values(), ids=lambda q: q.key)
+def test_every_point_of_the_front_carries_its_trial(made: Made, quality) -> None:
+    points = made.data.points
+    figure = front_figure(
+        points, feasible(points, made.data.study.floors), SPEEDUP, quality, LIGHT, selected=made.best,
+        references=[Reference("stock", 1.0, "square")],
+    )  # fmt: skip
+    numbered = [int(number[0]) for trace in figure.data if trace.customdata is not None for number in trace.customdata]
+    assert sorted(numbered) == sorted(points["trial"])
+    ring = next(trace for trace in figure.data if trace.name == f"selected: trial {made.best}")
+    assert ring.x[0] == made.data.results[made.best].speedup_evaluations
+    assert "Infinity" not in json.dumps(json.loads(figure.to_json()))
+
+
+def test_a_crowd_is_drawn_by_the_graphics_card_and_the_front_is_not(made: Made) -> None:
+    many = made.data.points.loc[made.data.points.index.repeat(50)].reset_index(drop=True)
+    figure = front_figure(many, feasible(many, made.data.study.floors), SPEEDUP, PSNR, LIGHT)
+    kinds = {trace.name.split(" (")[0]: trace.type for trace in figure.data}
+    assert kinds["above the floors"] == "scattergl"
+    assert kinds["best trade-offs"] == "scatter"
+
+
+def test_estimates_are_marked_and_never_feasible(made: Made) -> None:
+    points = made.data.points.copy()
+    points.loc[points.index[:5], "estimated"] = True
+    holds = feasible(points, made.data.study.floors)
+    assert not holds.iloc[:5].any()
+    names = [trace.name for trace in front_figure(points, holds, SPEEDUP, PSNR, DARK).data]
+    assert "estimate, not measured (5)" in names
+
+
+def test_the_mode_map_counts_its_letters() -> None:
+    figure = mode_map(["R.", "PR", "CP", "KR"], LIGHT)
+    assert figure.data[0].z.shape == (2, 4)
+    assert {trace.name for trace in figure.data[1:]} == {
+        "left out (1)", "C cache (1)", "P predict (2)", "K capture context (1)", "R recompute (3)",
+    }  # fmt: skip
+
+
+def test_every_axis_has_a_label(made: Made) -> None:
+    points = made.data.points
+    figures = [
+        compared_fronts({"made": front(points, SPEEDUP.key, PSNR.key)}, SPEEDUP, PSNR, LIGHT),
+        frame_quality({"a": [40.0, 41.0]}, 30.0, LIGHT),
+        prediction_errors([[0, 0, 1, 0.1], [1, 0, 1, 0.2, 0.15]], LIGHT),
+        mode_map(["R"], LIGHT),
+    ]
+    for figure in figures:
+        assert figure.layout.xaxis.title.text
+        assert figure.layout.yaxis.title.text
+    assert importance_bars({"PSNR": {"warmup": 1.0}}, LIGHT).layout.xaxis.title.text
+    assert time_spent({"stock": {"denoising": 2.0, "decoding": 1.0}}, LIGHT).layout.xaxis.title.text
+    assert len(parallel_coordinates(points[["ssim", "psnr_db"]], PSNR, LIGHT).data[0].dimensions) == 2
+
+
+def test_single_frames_of_a_clip_can_be_seen(made: Made) -> None:
+    (path, *_) = sorted((made.folder / made.data.study.clip_folder).glob("*.mp4"))
+    assert clips.frame_count(path) == 6
+    first, last = clips.frame(path, 0), clips.frame(path, 5)
+    assert first.shape == last.shape
+    assert (first != last).any()
+
+
+def test_clips_make_room_for_new_ones(tmp_path: Path) -> None:
+    from calibrate.clips import ClipShelf
+
+    shelf = ClipShelf(tmp_path / "clips", 0.0025)
+    for seed in range(4):
+        shelf.keep({"warmup": 1}, "a", seed, lambda: bytes(1000))
+    assert [shelf.path({"warmup": 1}, "a", seed).exists() for seed in range(4)] == [False, False, True, True]
+    ClipShelf(tmp_path / "none", 0).keep({}, "a", 0, lambda: b"x")
+    assert not (tmp_path / "none").exists()
