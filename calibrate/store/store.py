@@ -219,9 +219,9 @@ class Store:
 
 
 def _given(part: Any) -> Any:
-    """A part without the fields that are left out, so that a study outlives the addition of optional fields."""
+    """A part without what is left out (None, or a choice of nothing else): new optional fields end no study."""
     if isinstance(part, dict):
-        return {name: _given(value) for name, value in part.items() if value is not None}
+        return {name: _given(value) for name, value in part.items() if value not in (None, [None])}
     return part
 
 

@@ -99,5 +99,6 @@ def test_a_damaged_baseline_is_made_anew(make_workplace: Callable[..., Workplace
     # The timings beside the tensors differ from run to run, and with them the size of the file.
     made, lost = load(kept[0].read_bytes()), load(whole)
     assert made.keys() == lost.keys()
-    assert all(torch.equal(made[name], lost[name]) for name in lost)
-    assert sorted((workplace.folder / "runs/damaged").iterdir()) == kept
+    for name in lost:
+        torch.testing.assert_close(made[name], lost[name], rtol=0, atol=0, equal_nan=True)
+    assert sorted((workplace.folder / "runs/damaged").glob("*.safetensors")) == kept
