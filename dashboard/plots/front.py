@@ -124,10 +124,10 @@ def compared_fronts(
                 y=points[quality.key],
                 name=name,
                 mode="lines+markers",
-                customdata=points["trial"].to_numpy()[:, None],
+                customdata=points["trial"].to_numpy(),
                 marker={"symbol": symbols[number % len(symbols)], "size": 10},
                 line={"color": SERIES[number % len(SERIES)], "width": 2},
-                hovertemplate=f"<b>{name}</b>, trial %{{customdata[0]}}<br>%{{x:.2f}}x, %{{y:{quality.form}}}"
+                hovertemplate=f"<b>{name}</b>, trial %{{customdata}}<br>%{{x:.2f}}x, %{{y:{quality.form}}}"
                 "<extra></extra>",
             )
         )
@@ -152,9 +152,9 @@ def _points(
         mode="markers",
         name=name,
         marker=dict(marker),
-        customdata=group["trial"].to_numpy()[:, None],
+        customdata=group["trial"].to_numpy(),
         text=text,
-        hovertemplate=f"<b>trial %{{customdata[0]}}</b>: %{{x:.2f}}x, %{{y:{quality.form}}}"
+        hovertemplate=f"<b>trial %{{customdata}}</b>: %{{x:.2f}}x, %{{y:{quality.form}}}"
         + ("<br>%{text}" if text else "")
         + "<extra></extra>",
         # What is not selected must not fade: the ring shows what is.
@@ -214,7 +214,7 @@ def _held_out(held_out: Sequence[HeldOut], colours: Palette) -> go.Scatter:
     return go.Scatter(
         x=[h.speed for h in held_out],
         y=[h.quality for h in held_out],
-        customdata=[[h.trial] for h in held_out],
+        customdata=[h.trial for h in held_out],
         mode="markers",
         name="exported: held-out prompts",
         marker={
@@ -223,7 +223,7 @@ def _held_out(held_out: Sequence[HeldOut], colours: Palette) -> go.Scatter:
             "color": colours.held_out,
             "line": {"width": 1, "color": colours.text},
         },
-        hovertemplate="<b>trial %{customdata[0]}</b> on held-out prompts: %{x:.2f}x, %{y:.4g}<extra></extra>",
+        hovertemplate="<b>trial %{customdata}</b> on held-out prompts: %{x:.2f}x, %{y:.4g}<extra></extra>",
     )
 
 

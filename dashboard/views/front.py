@@ -88,7 +88,7 @@ def _draw_selected(page: Page, result: Result) -> None:
 def _clicked() -> None:
     points = st.session_state[_CHART].selection.points
     if points and points[0].get("customdata") is not None:
-        select_trial(int(points[0]["customdata"][0]))
+        select_trial(int(points[0]["customdata"]))
 
 
 def _nothing_yet(page: Page) -> str:

@@ -15,6 +15,7 @@ from studies.browser import CHROMIUM, chromium, dashboard
 
 _PATIENCE_MILLISECONDS = 120_000
 _POINT = ".js-plotly-plot .scatterlayer path.point"
+_SELECTED = "[data-testid=stMain] h5"
 # Trials whose generations are recorded too: what a click shows; the other trials have their results alone.
 _WITH_GENERATIONS = 50
 
@@ -50,7 +51,7 @@ def measure(trials: int, repeats: int) -> dict[str, Any]:
 def _click(page: Any, number: int) -> float:
     """Clicks a point that is not selected and waits until the page says that it is."""
     points = page.locator(_POINT)
-    before = page.get_by_test_id("stHeading").last.inner_text()
+    before = page.locator(_SELECTED).inner_text()
     box = points.nth(1 + number % (points.count() - 2)).bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x, y)
@@ -58,7 +59,7 @@ def _click(page: Any, number: int) -> float:
     start = time.perf_counter()
     page.mouse.click(x, y)
     page.wait_for_function(
-        "before => [...document.querySelectorAll('[data-testid=stHeading]')].at(-1)?.innerText !== before", arg=before
+        "([selector, before]) => document.querySelector(selector)?.innerText !== before", arg=[_SELECTED, before]
     )
     seconds = time.perf_counter() - start
     page.wait_for_timeout(1500)

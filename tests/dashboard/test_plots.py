@@ -25,7 +25,7 @@ def test_every_point_of_the_front_carries_its_trial(made: Made, quality) -> None
         points, feasible(points, made.data.study.floors), SPEEDUP, quality, LIGHT, selected=made.best,
         references=[Reference("stock", 1.0, "square")],
     )  # fmt: skip
-    numbered = [int(number[0]) for trace in figure.data if trace.customdata is not None for number in trace.customdata]
+    numbered = [int(number) for trace in figure.data if trace.customdata is not None for number in trace.customdata]
     assert sorted(numbered) == sorted(points["trial"])
     ring = next(trace for trace in figure.data if trace.name == f"selected: trial {made.best}")
     assert ring.x[0] == made.data.results[made.best].speedup_evaluations
