@@ -14,7 +14,7 @@ import numpy as np
 import optuna
 import yaml
 from optuna.trial import TrialState
-from sqlalchemy import MetaData, func, insert, select
+from sqlalchemy import MetaData, func, insert, select, text
 
 from calibrate.detail import describe
 from calibrate.results import RESULT, Result
@@ -136,6 +136,12 @@ def _write_trials(
         for table in tables.sorted_tables:
             if rows.get(table.name):
                 connection.execute(insert(table), rows[table.name])
+        if storage.url.get_backend_name() == "postgresql":
+            # Numbers that were given do not move the counter that gives the next one.
+            connection.execute(
+                text("SELECT setval(pg_get_serial_sequence('trials', 'trial_id'), :last)"),
+                {"last": first + len(written) - 1},
+            )
 
 
 def _parameters(random: np.random.Generator) -> dict[str, Any]:
