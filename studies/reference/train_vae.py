@@ -4,9 +4,9 @@
 2. `clips`: nine-frame windows, which teach the temporal layers.
 
 The latents are not left to the training's choice: the encoder learns to produce small keyframes, which are every fourth
-frame averaged over squares of 4 x 4 pixels, and the decoder learns to fill in pixels and frames between them. A
-transformer learns such smooth latents several times faster than the ones a free encoder settles on, whose fine
-structure looks like noise to it; and neither training waits for the other.
+frame averaged over squares of 4 x 4 pixels, and the decoder learns to fill in pixels and frames between them. Such
+latents have no fine structure of the encoder's own making, which a transformer would have to learn like noise; and
+neither training waits for the other.
 """
 
 from __future__ import annotations
