@@ -109,8 +109,10 @@ def hypervolume(points: pd.DataFrame, speed: str, quality: str, floor: float) ->
     """
     x = np.maximum(points[speed].to_numpy(np.float64) - 1.0, 0.0)
     y = np.maximum(points[quality].to_numpy(np.float64) - floor, 0.0)
-    counts = np.unique(np.linspace(1, len(x), min(_CHECKPOINTS, len(x))).astype(int)) if len(x) else []
-    return [int(n) for n in counts], [_area(x[:n], y[:n]) for n in counts]
+    if not len(x):
+        return [], []
+    counts = np.unique(np.linspace(1, len(x), min(_CHECKPOINTS, len(x))).astype(int)).tolist()
+    return counts, [_area(x[:n], y[:n]) for n in counts]
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:

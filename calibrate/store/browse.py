@@ -96,7 +96,7 @@ def pulse(storage: Storage) -> tuple[Any, ...]:
         CalibrateError: If the database file has gone away.
     """
     storage.require_file()
-    queries: list[Select[Any]] = [
+    queries: list[Any] = [
         select(func.count(), func.max(StudyRecord.id)).select_from(StudyRecord),
         select(func.count(), func.max(Generation.id)).select_from(Generation),
         select(func.count(), func.max(ProfileRecord.id)).select_from(ProfileRecord),

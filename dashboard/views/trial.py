@@ -67,9 +67,7 @@ def _header(page: Page, result: Result) -> None:
 
 def _choose_case(measured: Sequence[Measurement]) -> Measurement:
     """The worst prompt first: what a policy does to it decides."""
-    worst = min(
-        range(len(measured)), key=lambda i: measured[i][0].metrics["psnr_db"] if measured[i][0].metrics else 0.0
-    )
+    worst = min(range(len(measured)), key=lambda i: (measured[i][0].metrics or {}).get("psnr_db", 0.0))
     number = st.selectbox(
         "Prompt", range(len(measured)), index=worst, format_func=lambda i: _label(measured[i][0]), key="prompt"
     )
