@@ -14,7 +14,7 @@ _PATIENCE_MILLISECONDS = 90_000
 
 # Picture name, address, theme, width and height.
 _PICTURES = (
-    ("dashboard-front", "", "light", 1280, 860),
+    ("dashboard-front", "", "light", 1280, 1080),
     ("dashboard-front-dark", "", "dark", 1920, 980),
     ("dashboard-policy", "?view=Policy", "light", 1920, 2300),
     ("dashboard-policy-dark", "?view=Policy", "dark", 1280, 2300),
