@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from calibrate.error_bound import Constants, Course, bound, distances, estimate
+from calibrate.error_bound import Course, bound, distances, estimate
 from calibrate.files import write_atomically
 from scope_runtime import Policy, Scope, exact, run_policy
 from studies.reference import models, world
 
 BINS = 6
 POLICIES = {
-    "cache (order 0)": Policy(warmup=4, max_skip=3, order=0),
-    "predict (order 1)": Policy(warmup=4, max_skip=3, order=1),
+    "cache": Policy(warmup=4, max_skip=3, cache_threshold=2.0),
+    "predict": Policy(warmup=4, max_skip=3, order=1),
 }
 
 
@@ -30,8 +30,9 @@ def measure(picture: Path | None) -> dict[str, Any]:
     """The figures of ``python -m studies.bench errors``; draws bound and measured error to ``picture``."""
     pipe = models.load_pipeline()
     *fitted, tested = list(enumerate(world.held_out_prompts(3, seed=1)))
-    constants = _constants(pipe, fitted, BINS)
-    single = _constants(pipe, fitted, 1)
+    fully = [record(pipe, case, exact(pipe)) for case in fitted]
+    skipped = [record(pipe, case, run_policy(pipe, POLICIES["cache"])) for case in fitted]
+    constants, single = (estimate(fully, skipped, bins) for bins in (BINS, 1))
     full = record(pipe, tested, exact(pipe))
     figures: dict[str, Any] = {
         "constants": {
@@ -103,12 +104,6 @@ class _Recorder:
 def _by_block(rows: Sequence[torch.Tensor], blocks: int) -> torch.Tensor:
     """``[rows, blocks, values]`` from one tensor ``[1, channels, frames, height, width]`` a row."""
     return torch.stack([torch.stack([part.flatten() for part in row.chunk(blocks, dim=2)]) for row in rows])
-
-
-def _constants(pipe: Any, cases: Sequence[tuple[int, str]], bins: int) -> Constants:
-    full = [record(pipe, case, exact(pipe)) for case in cases]
-    skipped = [record(pipe, case, run_policy(pipe, POLICIES["cache (order 0)"])) for case in cases]
-    return estimate(full, skipped, bins)
 
 
 def _draw(curves: dict[str, tuple[torch.Tensor, torch.Tensor]], picture: Path) -> None:
