@@ -13,8 +13,9 @@ from dashboard.data import front
 from dashboard.measures import Measure
 from dashboard.theme import SERIES, Palette, figure
 
-# Above this many points the browser draws the crowd on the graphics card; single ones stay crisp and easy to hit.
+# Of more points than this, those that would cover each other are drawn once: on a grid of so many columns and rows.
 _CROWD = 1500
+_COLUMNS, _ROWS = 90, 50
 _HEIGHT = 520
 _HOVERED = ("warmup", "max_skip", "tail", "order", "cache_threshold", "predict_threshold", "granularity", "indicator")
 
@@ -73,7 +74,6 @@ def front_figure(
     made = figure(colours, speed.label, quality.label, _HEIGHT)
     points = points.dropna(subset=[speed.key, quality.key])
     feasible = feasible.reindex(points.index)
-    crowded = len(points) > _CROWD
     line = front(points[feasible], speed.key, quality.key)
     below = points[~feasible & ~points["estimated"]]
     above = points[feasible & ~points.index.isin(line.index)]
@@ -85,10 +85,11 @@ def front_figure(
     )
     for group, name, marker in kinds:
         if len(group):
-            made.add_trace(_points(group, f"{name} ({len(group)})", marker, speed, quality, policies, crowd=crowded))
+            shown = _apart(group, speed, quality)
+            made.add_trace(_points(shown, f"{name} ({len(group):,})", marker, speed, quality, policies))
     if len(line):
         best = {"symbol": "circle", "color": colours.feasible, "size": 11, "line": {"width": 1, "color": colours.text}}
-        trace = _points(line, f"best trade-offs ({len(line)})", best, speed, quality, policies, crowd=False)
+        trace = _points(line, f"best trade-offs ({len(line)})", best, speed, quality, policies)
         trace.update(
             mode="lines+markers",
             line={"color": colours.feasible, "width": 2},
@@ -141,12 +142,9 @@ def _points(
     speed: Measure,
     quality: Measure,
     policies: Mapping[int, Mapping[str, object]] | None,
-    *,
-    crowd: bool,
-) -> go.Scatter | go.Scattergl:
-    kind = go.Scattergl if crowd else go.Scatter
-    text = None if crowd or policies is None else [_policy_lines(policies.get(trial, {})) for trial in group["trial"]]
-    return kind(
+) -> go.Scatter:
+    text = None if policies is None else [_policy_lines(policies.get(trial, {})) for trial in group["trial"]]
+    return go.Scatter(
         x=group[speed.key].to_numpy(),
         y=group[quality.key].to_numpy(),
         mode="markers",
@@ -161,6 +159,14 @@ def _points(
         selected={"marker": {"opacity": marker.get("opacity", 1.0)}},
         unselected={"marker": {"opacity": marker.get("opacity", 1.0)}},
     )
+
+
+def _apart(group: pd.DataFrame, speed: Measure, quality: Measure) -> pd.DataFrame:
+    """Points of which no two cover each other; all of them where they are few."""
+    if len(group) <= _CROWD:
+        return group
+    cells = [pd.cut(group[key], bins, labels=False) for key, bins in ((speed.key, _COLUMNS), (quality.key, _ROWS))]
+    return group[~pd.DataFrame({"x": cells[0], "y": cells[1]}).duplicated()]
 
 
 def _policy_lines(policy: Mapping[str, object]) -> str:

@@ -45,7 +45,7 @@ def parameter_curve(
     """Every policy as a point, the median over bins as a line, the middle half as a band."""
     made = figure(colours, name.replace("_", " "), measure.label, 380)
     made.add_trace(
-        go.Scattergl(
+        go.Scatter(
             x=list(x), y=list(y), mode="markers", name="measured policies", opacity=0.45,
             marker={"color": colours.muted, "size": 6}, hovertemplate="%{x:.3g}: %{y:.4g}<extra></extra>",
         )
@@ -114,7 +114,7 @@ def replay_against_real(estimated: Sequence[float], measured: Sequence[float], c
     """Replay's promise against what the real generation gave; on the line they agree."""
     made = figure(colours, "PSNR estimated by replay (dB)", "PSNR measured (dB)", 380)
     made.add_trace(
-        go.Scattergl(
+        go.Scatter(
             x=list(estimated), y=list(measured), mode="markers", name="policies",
             marker={"color": colours.feasible, "size": 7},
             hovertemplate="estimated %{x:.1f} dB, measured %{y:.1f} dB<extra></extra>",

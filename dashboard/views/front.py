@@ -63,7 +63,7 @@ def _draw_chart(page: Page) -> None:
     note = (
         "Each point is one policy, measured by real generations: **right is faster, up is closer to the stock video**. "
     )
-    note += "Click a point to select it."
+    note += "Click a point to select it. Of many points, those that would cover each other are drawn once."
     if page.quality.key == "psnr_db":
         note += " Bars reach down to the worst prompt."
     st.caption(note)

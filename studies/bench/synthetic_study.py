@@ -79,43 +79,44 @@ def write_study(
         model={"pipeline": "SkyReelsV2DiffusionForcingPipeline", "transformer": "SkyReelsV2Transformer3DModel"},
     )
     optuna_study = open_optuna_study(store, create=True)
+    # Before the others: asking an Optuna study for a trial reads all that it has.
+    failed = optuna_study.ask()
+    failed.set_user_attr("failure", "RuntimeError: out of memory")
+    optuna_study.tell(failed, state=TrialState.FAIL)
+    first = optuna_study.ask().number + 1
     environment = store.environment({"processor": "made up", "device": "cpu"}, {"torch": "made up"})
     for case in study.search_cases:
         for kind, seconds, evaluations in (("stock", 8.0, _STOCK_EVALUATIONS), ("exact", 5.0, _STOCK_EVALUATIONS // 2)):
             store.add(_generation(kind, environment, case, evaluations, seconds))
     random = np.random.default_rng(seed)
     written = []
-    for number in range(trials):
+    for number in range(first, first + trials):
         parameters = _parameters(random)
         policy = _policy(parameters)
         rows = [_candidate(number, environment, case, policy, parameters, random) for case in study.search_cases]
         result = Result.of(number, policy.to_dict(), rows, None)
         written.append((parameters, result, _attributes(result, estimates, random)))
-        if generations is None or number < generations:
+        if generations is None or number < first + generations:
             for row in rows:
                 store.add(row, describe(_report(parameters), random.normal(35, 3, 97).tolist()))
     _write_trials(storage, optuna_study._study_id, written)
-    failed = optuna_study.ask()
-    failed.set_user_attr("failure", "RuntimeError: out of memory")
-    optuna_study.tell(failed, state=TrialState.FAIL)
-    optuna_study.ask()
     return store
 
 
 def _write_trials(
     storage: Storage, study_id: int, written: Sequence[tuple[dict[str, Any], Result, dict[str, Any]]]
 ) -> None:
-    """Complete trials in a database that holds no others."""
+    """Records complete trials."""
     tables = MetaData()
     tables.reflect(storage.engine, only=["trials", "trial_params", "trial_values", "trial_user_attributes"])
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in tables.tables}
     now = datetime.now(UTC).replace(tzinfo=None)
     with storage.engine.connect() as connection:
         first = 1 + (connection.execute(select(func.max(tables.tables["trials"].c.trial_id))).scalar() or 0)
-    for number, (parameters, result, attributes) in enumerate(written):
-        own = {"trial_id": first + number}
+    for trial_id, (parameters, result, attributes) in enumerate(written, start=first):
+        own = {"trial_id": trial_id}
         times = {"datetime_start": now, "datetime_complete": now}
-        rows["trials"].append({**own, "number": number, "study_id": study_id, "state": "COMPLETE", **times})
+        rows["trials"].append({**own, "number": result.trial, "study_id": study_id, "state": "COMPLETE", **times})
         rows["trial_user_attributes"] += [
             {**own, "key": key, "value_json": json.dumps(value)} for key, value in attributes.items()
         ]

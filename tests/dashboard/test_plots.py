@@ -32,12 +32,15 @@ def test_every_point_of_the_front_carries_its_trial(made: Made, quality) -> None
     assert "Infinity" not in json.dumps(json.loads(figure.to_json()))
 
 
-def test_a_crowd_is_drawn_by_the_graphics_card_and_the_front_is_not(made: Made) -> None:
-    many = made.data.points.loc[made.data.points.index.repeat(50)].reset_index(drop=True)
-    figure = front_figure(many, feasible(many, made.data.study.floors), SPEEDUP, PSNR, LIGHT)
-    kinds = {trace.name.split(" (")[0]: trace.type for trace in figure.data}
-    assert kinds["above the floors"] == "scattergl"
-    assert kinds["best trade-offs"] == "scatter"
+def test_of_a_crowd_points_that_cover_each_other_are_drawn_once(made: Made) -> None:
+    many = made.data.points.loc[made.data.points.index.repeat(100)].reset_index(drop=True)
+    holds = feasible(many, made.data.study.floors)
+    figure = front_figure(many, holds, SPEEDUP, PSNR, LIGHT)
+    drawn = {trace.name: len(trace.x) for trace in figure.data}
+    (above,) = (name for name in drawn if name.startswith("above the floors"))
+    best = len(front(many[holds], SPEEDUP.key, PSNR.key))
+    assert above == f"above the floors ({int(holds.sum()) - best:,})"
+    assert drawn[above] <= len(made.data.points)
 
 
 def test_estimates_are_marked_and_never_feasible(made: Made) -> None:
