@@ -156,6 +156,10 @@ def test_export_by_another_rule(finished: Workplace, make_workplace: Make) -> No
     )
     _assert_refused(finished.scope("export", "study.yaml", "--rule", "best-quality"), "export", "needs min_speedup")
     _assert_refused(finished.scope("export", "study.yaml", "--rule", "loudest"), "export: rule", "knee")
+    _assert_refused(finished.scope("export", "study.yaml", "--trial", "999"), "--trial: 999", "the best are")
+    asked = finished.scope("export", "study.yaml", "--trial", "1", "--output", "asked.json", "--json")
+    assert asked.exit_code == 0, asked.output
+    assert Profile.load(finished.folder / "asked.json").provenance["trial"] == 1
     assert not (finished.folder / "fast.json").exists()
 
 
