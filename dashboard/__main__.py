@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from dashboard.views import front, insight, studies, trial  # noqa: F401
 
 def _read_first_study() -> None:
     """Reads what the page shows first, so that its first visitor finds it there; failures are the page's to tell."""
+    # Reading without a visitor is meant, and not worth Streamlit's warning.
+    logging.getLogger("streamlit.runtime.scriptrunner_utils.script_run_context").setLevel(logging.ERROR)
     with contextlib.suppress(CalibrateError):
         storage = cache.storage()
         url, heartbeat = storage.url.render_as_string(hide_password=False), cache.pulse(storage)
