@@ -29,6 +29,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import norm
 
 from calibrate.hypervolume import Point, expected_improvement
+from calibrate.quiet import quiet_optuna
 from calibrate.replay import Replay, Replayed
 from calibrate.results import results_of
 from calibrate.sensitivity import Observed, Sensitivity
@@ -179,7 +180,7 @@ class ReplaySampler(BaseSampler):
     def _screen(self, seed: int, start: Sequence[Mapping[str, Any]]) -> None:
         """Adds candidates to the pool, starting from the parameters of good ones."""
         count = self._screened[1] if self._pool else self._screened[0]
-        with _quietly():
+        with quiet_optuna():
             inner = optuna.create_study(
                 directions=["maximize", "maximize"], sampler=NSGAIISampler(population_size=_POPULATION, seed=seed)
             )
@@ -252,17 +253,7 @@ def _equivalent_psnr(measured: Sequence[Measured], metric: str, floor: float) ->
 
 def draw(space: Space, sampler: BaseSampler, count: int) -> Iterator[Policy]:
     """Candidates of a space, drawn by a sampler that is told nothing of what they come to."""
-    with _quietly():
+    with quiet_optuna():
         study = optuna.create_study(sampler=sampler)
         for _ in range(count):
             yield space.suggest(study.ask())
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)

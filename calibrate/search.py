@@ -6,10 +6,8 @@ with the same parameters, and what had been measured for it is read from the sto
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +26,7 @@ from calibrate.errors import CalibrateError
 from calibrate.pictures import comparison_clip
 from calibrate.progress import Narrator
 from calibrate.quality import Frames, compare, frame_psnr
+from calibrate.quiet import quiet_optuna
 from calibrate.replay import Replay
 from calibrate.replay_sampler import Measured, ReplaySampler
 from calibrate.results import CHANGE_MAPS, MEMORY, RESULT, Result, fastest_feasible, survey
@@ -278,8 +277,10 @@ class Search:
         row.seconds_end_to_end = self.target.encode_seconds(case.prompt) + denoised.seconds + seconds_decode
         row.reason = self._hopeless(row)
         row.state, row.finished = "complete", datetime.now(UTC)
+        recorded = self.store.record(row, describe(scope.report, frame_psnr(baseline.frames, frames)))
+        # Only now: a full disk must not cost the measurement.
         self._keep_clip(policy, case, frames)
-        return self.store.record(row, describe(scope.report, frame_psnr(baseline.frames, frames)))
+        return recorded
 
     def _keep_clip(self, policy: Policy, case: Case, frames: Frames) -> None:
         stock, fps = self.baselines[case].frames, self.study.generation.fps
@@ -364,15 +365,6 @@ def open_optuna_study(store: Store, *, create: bool, heartbeat: Heartbeat | None
             raise CalibrateError(
                 f"name: study {store.study.name!r} has hardly been started; continue it with `scope-calibrate run`."
             ) from error
-
-
-@contextlib.contextmanager
-def quiet_optuna() -> Any:
-    """Keeps Optuna's own log and its notices about experimental features off the screen."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
 
 
 def plain_sampler(seed: int) -> optuna.samplers.BaseSampler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -20,12 +21,13 @@ from calibrate.errors import CalibrateError
 from calibrate.export import Exported, Exporter
 from calibrate.paired import measure_pairs, verdict
 from calibrate.progress import Narrator
+from calibrate.quiet import quiet_optuna
 from calibrate.recheck import recheck
 from calibrate.results import CHANGE_MAPS, fastest_feasible, front, survey, with_policies
 from calibrate.scores import Scores
-from calibrate.search import Search, open_optuna_study, quiet_optuna
+from calibrate.search import Search, open_optuna_study
 from calibrate.store import Storage, Store, masked_url
-from calibrate.store.optuna_tables import trial_states
+from calibrate.store.optuna_tables import study_attribute, trial_states
 from calibrate.study_file import Case, Export, Generation, ModelSpec, Study, StudyFile, Timing
 from calibrate.target import Target
 from calibrate.timing import repeat_until_steady
@@ -151,7 +153,7 @@ def status(session: Session) -> dict[str, Any]:
     store = session.find()
     study = session.file.study
     results = survey(store)
-    states = trial_states(store)
+    states = trial_states(store.storage, study.name)
     best = fastest_feasible(results, study.floors)
     last_activity = store.last_activity()
     return {
@@ -338,8 +340,8 @@ def _exporter(session: Session, store: Store) -> Exporter:
 
 def _change_maps(store: Store) -> dict[str, Any]:
     """How well each indicator's change map fits, as the search found it."""
-    attributes: dict[str, Any] = open_optuna_study(store, create=False).user_attrs
-    return dict(attributes.get(CHANGE_MAPS, {}))
+    text = study_attribute(store, CHANGE_MAPS)
+    return json.loads(text) if text else {}
 
 
 def _export_seconds(baselines: list[Baseline], cases: int) -> float:

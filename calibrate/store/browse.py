@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from calibrate.errors import CalibrateError
 from calibrate.store.models import Environment, Generation, GenerationDetail, ProfileRecord, StudyRecord
-from calibrate.store.optuna_tables import ATTRIBUTES, PARAMETERS, STUDIES, TRIALS
+from calibrate.store.optuna_tables import ATTRIBUTES, PARAMETERS, STUDIES, TRIALS, trial_states
 from calibrate.store.storage import Storage
 from calibrate.store.store import policy_digest
 
@@ -230,10 +230,7 @@ def _overview(storage: Storage, session: Session, record: StudyRecord) -> Overvi
         .order_by(func.count().desc())
         .limit(1)
     )
-    states: dict[str, int] = {}
-    if inspect(storage.engine).has_table(TRIALS.name):
-        counted = _of_study(select(TRIALS.c.state, func.count()), record.name).group_by(TRIALS.c.state)
-        states = {str(state).lower(): count for state, count in session.execute(counted)}
+    states = {state.lower(): count for state, count in trial_states(storage, record.name).items()}
     return Overview(record, generations, seconds, last, environment.hardware if environment else {}, states)
 
 

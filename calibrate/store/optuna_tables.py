@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, DateTime, Select, String, cast, column, fu
 from sqlalchemy.dialects.postgresql import JSONB
 
 if TYPE_CHECKING:
+    from calibrate.store.storage import Storage
     from calibrate.store.store import Store
 
 STUDIES = table("studies", column("study_id"), column("study_name"))
@@ -18,6 +19,7 @@ TRIALS = table(
     column("datetime_complete", DateTime()),
 )
 ATTRIBUTES = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
+STUDY_ATTRIBUTES = table("study_user_attributes", column("study_id"), column("key"), column("value_json"))
 PARAMETERS = table(
     "trial_params", *(column(name) for name in ("trial_id", "param_name", "param_value", "distribution_json"))
 )
@@ -66,15 +68,28 @@ def _texts(store: Store, query: Select[str]) -> Sequence[str]:
         return session.scalars(query).all()
 
 
-def trial_states(store: Store) -> dict[str, int]:
-    """How many trials are in each of Optuna's states (``COMPLETE``, ``FAIL``, ``RUNNING``, ...)."""
-    if not inspect(store.storage.engine).has_table(TRIALS.name):
+def study_attribute(store: Store, key: str) -> str | None:
+    """A user attribute of Optuna's study as JSON text, if it is there."""
+    if not inspect(store.storage.engine).has_table(STUDY_ATTRIBUTES.name):
+        return None
+    query = (
+        select(STUDY_ATTRIBUTES.c.value_json)
+        .join(STUDIES, STUDIES.c.study_id == STUDY_ATTRIBUTES.c.study_id)
+        .where(STUDIES.c.study_name == store.study.name, STUDY_ATTRIBUTES.c.key == key)
+    )
+    with store.storage.sessions() as session:
+        return session.scalar(query)
+
+
+def trial_states(storage: Storage, study: str) -> dict[str, int]:
+    """How many of a study's trials are in each of Optuna's states (``COMPLETE``, ``FAIL``, ``RUNNING``, ...)."""
+    if not inspect(storage.engine).has_table(TRIALS.name):
         return {}
     query = (
         select(_STATE, func.count())
         .join(STUDIES, STUDIES.c.study_id == TRIALS.c.study_id)
-        .where(STUDIES.c.study_name == store.study.name)
+        .where(STUDIES.c.study_name == study)
         .group_by(_STATE)
     )
-    with store.storage.sessions() as session:
+    with storage.sessions() as session:
         return {state: count for state, count in session.execute(query)}  # noqa: C416 (rows are no pairs to mypy)
