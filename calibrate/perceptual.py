@@ -11,15 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from calibrate.errors import CalibrateError
-from calibrate.quality import Frames
-
-_BATCH = 8
+from calibrate.quality import Frames, mean_over_frames
 
 
 def lpips(reference: Frames, candidate: Frames, *, weights: str, net: str = "alex", every: int = 1) -> float:
@@ -36,15 +32,7 @@ def lpips(reference: Frames, candidate: Frames, *, weights: str, net: str = "ale
         CalibrateError: If the package lpips is not installed or the weights do not fit.
     """
     model = _lpips_model(weights, net)
-    distances = []
-    with torch.no_grad():
-        for start in range(0, len(reference), _BATCH * every):
-            pair = (
-                torch.from_numpy(np.ascontiguousarray(clip[start : start + _BATCH * every : every])).permute(0, 3, 1, 2)
-                for clip in (reference, candidate)
-            )
-            distances.append(model(*(frames * 2 - 1 for frames in pair)).flatten())
-    return float(torch.cat(distances).mean())
+    return mean_over_frames(lambda a, b: model(a * 2 - 1, b * 2 - 1).flatten(), reference[::every], candidate[::every])
 
 
 @cache

@@ -8,8 +8,9 @@ optical-flow error sees motion that stalls. Clips are compared as decoded floats
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import cv2
@@ -24,7 +25,7 @@ Frames = NDArray[np.float32]
 # Identical frames have an infinite PSNR, which neither JSON nor an average can hold.
 PSNR_CEILING_DB = 100.0
 # Frames per SSIM call: enough to keep the cores busy, little enough at 544x960.
-_SSIM_BATCH = 16
+_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -139,16 +140,29 @@ def _psnr(reference: Frames, candidate: Frames) -> float:
     return min(cv2.PSNR(reference.reshape(1, -1), candidate.reshape(1, -1), 1.0), PSNR_CEILING_DB)
 
 
-def _ssim(reference: Frames, candidate: Frames) -> float:
+def mean_over_frames(
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], reference: Frames, candidate: Frames
+) -> float:
+    """The mean of a score of pairs of frames, taken a few frames at a time to bound its memory.
+
+    Args:
+        score: Of two batches of frames [n, 3, H, W] in [0, 1]; gives [n].
+        reference: Frames [T, H, W, 3] in [0, 1].
+        candidate: The same shape.
+    """
     scores = []
     with torch.no_grad():
-        for start in range(0, len(reference), _SSIM_BATCH):
-            pair = (
-                torch.from_numpy(np.ascontiguousarray(clip[start : start + _SSIM_BATCH])).permute(0, 3, 1, 2)
+        for start in range(0, len(reference), _BATCH):
+            a, b = (
+                torch.from_numpy(np.ascontiguousarray(clip[start : start + _BATCH])).permute(0, 3, 1, 2)
                 for clip in (reference, candidate)
             )
-            scores.append(ssim(*pair, data_range=1.0, size_average=False))
+            scores.append(score(a, b))
     return float(torch.cat(scores).mean())
+
+
+def _ssim(reference: Frames, candidate: Frames) -> float:
+    return mean_over_frames(partial(ssim, data_range=1.0, size_average=False), reference, candidate)
 
 
 def _luma(frames: Frames) -> Frames:

@@ -11,23 +11,21 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from pytorch_msssim import ms_ssim
 
 from calibrate.errors import CalibrateError
-from calibrate.quality import Frames
+from calibrate.quality import Frames, mean_over_frames
 from calibrate.study_file import Score
 
 # Four halvings with an 11-pixel window ask for more than this.
 _MS_SSIM_ABOVE = 160
 # libvmaf breaks down on frames of 16 pixels.
 _VMAF_FROM = 32
-_BATCH = 8
 
 
 class Scores:
@@ -112,15 +110,7 @@ def _call(spec: Score, function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def _ms_ssim(reference: Frames, candidate: Frames) -> float:
-    scores = []
-    with torch.no_grad():
-        for start in range(0, len(reference), _BATCH):
-            pair = (
-                torch.from_numpy(np.ascontiguousarray(clip[start : start + _BATCH])).permute(0, 3, 1, 2)
-                for clip in (reference, candidate)
-            )
-            scores.append(ms_ssim(*pair, data_range=1.0, size_average=False))
-    return float(torch.cat(scores).mean())
+    return mean_over_frames(partial(ms_ssim, data_range=1.0, size_average=False), reference, candidate)
 
 
 def _vmaf(ffmpeg: str, reference: Frames, candidate: Frames) -> float:
