@@ -31,7 +31,7 @@ LATENT_CHANNELS = 3
 LATENT_FRAMES = 25
 LATENT_SIZE = 16
 # The standard deviation of the latents over training clips, one for all channels.
-LATENT_STD = 0.35
+LATENT_STD = 0.32
 # The posterior is narrow and the same everywhere: the VAE is trained like a deterministic autoencoder.
 POSTERIOR_LOG_VARIANCE = -10.0
 TEXT_DIM = 64

@@ -1,8 +1,9 @@
 """A synthetic world of moving shapes with captions and ground truth.
 
-A scene is one or two saturated, antialiased shapes that move over a textured, nearly grey background and bounce off
-the borders. Its caption says everything that the pixels can be checked against: the colours, the shapes, the initial
-direction, the speed and the kind of background. `measure` reads colours and directions back from pixels alone.
+A scene is one or two saturated, antialiased shapes that move over a textured, nearly grey background, draw a dark trail
+and bounce off the borders. Its caption says everything that the pixels can be checked against: the colours, the shapes,
+the initial direction, the speed and the kind of background. `measure` reads colours and directions back from pixels
+alone.
 
 Frames are float32 in [-1, 1], shaped [frames, height, width, 3]. Positions and lengths are in pixels of a 64 x 64
 frame, speeds in pixels per frame; other sizes scale with the frame.
@@ -35,14 +36,20 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-SPEEDS: dict[str, float] = {"slowly": 0.45, "": 0.8, "quickly": 1.2}
+SPEEDS: dict[str, float] = {"slowly": 0.6, "": 0.9, "quickly": 1.2}
 BACKGROUNDS = ("striped", "checkered", "dotted", "smooth")
 
-TWO_OBJECTS_PROBABILITY = 0.35
-# One period is one token of the transformer, which leaves its training to the objects.
+TWO_OBJECTS_PROBABILITY = 0.25
+# Textures lie still, alike in every clip of their kind, and one period is one token of the transformer: they keep PSNR
+# from being flattered by flat colour, and leave training to the objects.
 TEXTURE_PERIOD = 16.0
+TEXTURE_CONTRAST = 0.2
+# Every object draws a dark trail as long as its way in this many frames. The transformer's positions are relative: a
+# direction shows in it as what lies behind an object, not as where the object is.
+TRAIL_FRAMES = 12
+TRAIL_COLOUR = -0.85
 # The captioned direction holds for this many frames before the first bounce.
-STEADY_FRAMES = 33
+STEADY_FRAMES = 21
 
 # `measure`: the objects' channel range is at least 1.5, the backgrounds' at most 0.3.
 _SATURATION_THRESHOLD = 0.75
@@ -64,18 +71,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Background:
-    """A static, low-saturation texture.
-
-    `rgb` is its mean, `contrast` its half range, `period` is in pixels, `angle` in radians, phases are in periods.
-    """
+    """A static, low-saturation texture of one of the kinds; `rgb` is its mean."""
 
     kind: str
     rgb: tuple[float, float, float]
-    contrast: float
-    period: float
-    angle: float
-    phase_x: float
-    phase_y: float
 
 
 @dataclass(frozen=True)
@@ -210,18 +209,22 @@ def render(scene: Scene, frames: int = FRAMES, size: int = SIZE, every: int = 1)
     axis = (np.arange(size, dtype=np.float32) + 0.5) / scale
     x, y = axis[None, None, :], axis[None, :, None]
     kept = slice(None, None, every)
-    out = np.repeat(_render_background(scene.background, x[0], y[0])[None], len(range(frames)[kept]), axis=0)
-    for shape, path in zip(scene.objects, (path[kept] for path in _paths(scene, frames)), strict=True):
-        distance = _signed_distance(shape, x - path[:, 0, None, None], y - path[:, 1, None, None])
-        cover = np.clip(0.5 - distance * scale, 0.0, 1.0)[..., None]
-        out += cover * (np.asarray(shape.rgb, dtype=np.float32) - out)
+    out: Frames = np.repeat(_render_background(scene.background, x[0], y[0])[None], len(range(frames)[kept]), axis=0)
+    reach = SPEEDS[scene.spec.speed] * TRAIL_FRAMES
+    seen = []
+    for shape, (path, heading) in zip(scene.objects, _courses(scene, frames), strict=True):
+        dx, dy = (axis - path[kept][:, i, None, None] for i, axis in enumerate((x, y)))
+        _paint(out, _trail_distance(shape, dx, dy, heading[kept], reach) * scale, (TRAIL_COLOUR,) * 3)
+        seen.append((shape, dx, dy))
+    for shape, dx, dy in seen:
+        _paint(out, _signed_distance(shape, dx, dy) * scale, shape.rgb)
     return out.astype(np.float32)
 
 
 def measure(frames: Frames) -> tuple[Track, ...]:
     """Find the objects in pixels: colour by segmentation, initial direction by the centroid's course.
 
-    Only the first third of the clip counts, for which a caption's direction holds.
+    Only the clip's beginning counts, for which a caption's direction holds.
 
     Args:
         frames: float frames [frames, height, width, 3] in [-1, 1], at least 12 of them.
@@ -268,7 +271,7 @@ def caption_score(prompt: str, frames: Frames) -> float:
 
 
 def _sample_objects(rng: np.random.Generator, spec: SceneSpec) -> tuple[Shape, ...]:
-    """Place the objects so that none bounces in the first third and none touches another at the start."""
+    """Place the objects apart, and so that none bounces while the caption's direction holds."""
     velocity = SPEEDS[spec.speed] * np.asarray(DIRECTIONS[spec.direction], dtype=np.float64)
     travel = velocity * STEADY_FRAMES
     while True:
@@ -286,45 +289,44 @@ def _sample_objects(rng: np.random.Generator, spec: SceneSpec) -> tuple[Shape, .
 
 
 def _sample_background(rng: np.random.Generator, kind: str) -> Background:
-    rgb = rng.uniform(-0.5, 0.5) + rng.uniform(-0.1, 0.1, size=3)
-    return Background(
-        kind=kind,
-        rgb=(float(rgb[0]), float(rgb[1]), float(rgb[2])),
-        contrast=float(rng.uniform(0.12, 0.25)),
-        period=TEXTURE_PERIOD,
-        angle=float(rng.choice((0.0, 0.5)) * np.pi),
-        phase_x=float(rng.uniform(0.0, 1.0)),
-        phase_y=float(rng.uniform(0.0, 1.0)),
-    )
+    grey = rng.uniform(-0.3, 0.3)
+    return Background(kind, (float(grey), float(grey), float(grey)))
 
 
 def _render_background(background: Background, x: Frames, y: Frames) -> Frames:
-    """The texture as [height, width, 3]: its mean colour plus a pattern in [-contrast, contrast]."""
-    cos, sin = np.cos(background.angle), np.sin(background.angle)
-    u = 2 * np.pi * ((x * cos + y * sin) / background.period + background.phase_x)
-    v = 2 * np.pi * ((y * cos - x * sin) / background.period + background.phase_y)
+    """The texture as [height, width, 3]: its mean colour plus a pattern in [-TEXTURE_CONTRAST, TEXTURE_CONTRAST]."""
+    u, v = 2 * np.pi * x / TEXTURE_PERIOD, 2 * np.pi * y / TEXTURE_PERIOD
     # Steep sigmoids of waves give nearly two-valued patterns with soft edges.
     if background.kind == "striped":
-        pattern = np.tanh(4.0 * np.sin(u))
+        pattern = np.tanh(4.0 * np.sin(u)) + 0 * v
     elif background.kind == "checkered":
         pattern = np.tanh(6.0 * np.sin(u) * np.sin(v))
     elif background.kind == "dotted":
         pattern = np.tanh(4.0 * (np.cos(u) + np.cos(v) - 0.8))
     else:
-        pattern = ((x - SIZE / 2) * cos + (y - SIZE / 2) * sin) / (SIZE / 2) / (abs(cos) + abs(sin))
-    return (np.asarray(background.rgb) + background.contrast * pattern[..., None]).astype(np.float32)
+        pattern = (x + y) / SIZE - 1
+    return (np.asarray(background.rgb) + TEXTURE_CONTRAST * pattern[..., None]).astype(np.float32)
 
 
-def _paths(scene: Scene, frames: int) -> list[NDArray[np.float32]]:
-    """Centres [frames, 2] of every object, reflected at the borders so that no part leaves the frame."""
-    velocity = SPEEDS[scene.spec.speed] * np.asarray(DIRECTIONS[scene.spec.direction], dtype=np.float64)
+def _paint(frames: Frames, distance: Frames, rgb: tuple[float, ...]) -> None:
+    """Colours the inside of an outline in place; `distance` [frames, height, width] is to it, in pixels."""
+    cover = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
+    frames += cover * (np.asarray(rgb, dtype=np.float32) - frames)
+
+
+def _courses(scene: Scene, frames: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Centres and headings, both [frames, 2], of every object, reflected at the borders so that no part leaves."""
+    direction = np.asarray(DIRECTIONS[scene.spec.direction], dtype=np.float64)
     time = np.arange(frames, dtype=np.float64)[:, None]
-    paths = []
+    courses = []
     for shape in scene.objects:
         span = SIZE - 2 * shape.radius
-        unfolded = (np.asarray([shape.x, shape.y]) - shape.radius + velocity * time) % (2 * span)
-        paths.append((shape.radius + np.minimum(unfolded, 2 * span - unfolded)).astype(np.float32))
-    return paths
+        start = np.asarray([shape.x, shape.y]) - shape.radius
+        unfolded = (start + SPEEDS[scene.spec.speed] * direction * time) % (2 * span)
+        centre = shape.radius + np.minimum(unfolded, 2 * span - unfolded)
+        heading = np.where(unfolded <= span, direction, -direction)
+        courses.append((centre.astype(np.float32), heading.astype(np.float32)))
+    return courses
 
 
 def _signed_distance(shape: Shape, dx: Frames, dy: Frames) -> Frames:
@@ -337,6 +339,15 @@ def _signed_distance(shape: Shape, dx: Frames, dy: Frames) -> Frames:
     else:
         # An isosceles triangle, apex up: from the middle of the top side of a square of side 2r to its bottom corners.
         distance = np.maximum((2 * np.abs(dx) - dy - r) / np.sqrt(5.0), dy - r)
+    return distance.astype(np.float32)
+
+
+def _trail_distance(shape: Shape, dx: Frames, dy: Frames, heading: NDArray[np.float32], reach: float) -> Frames:
+    """Signed distance to a bar from the centre backwards, `reach` beyond the radius; `heading` is [frames, 2]."""
+    ahead_x, ahead_y = heading[:, 0, None, None], heading[:, 1, None, None]
+    length = shape.radius + reach
+    along, across = dx * ahead_x + dy * ahead_y, dx * ahead_y - dy * ahead_x
+    distance = np.maximum(np.abs(across) - 0.6 * shape.radius, np.abs(along + length / 2) - length / 2)
     return distance.astype(np.float32)
 
 

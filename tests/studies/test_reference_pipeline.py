@@ -87,6 +87,19 @@ def test_training_embeds_text_as_the_pipeline_does(pipeline: Any) -> None:
     torch.testing.assert_close(trained, torch.cat([expected, empty]))
 
 
+def test_every_token_learns_to_say_what_the_whole_caption_says() -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    captions = [world.sample_spec(rng).caption for _ in range(300)]
+    tokenizer = models.build_tokenizer()
+    tokens = train_transformer.tokenize(tokenizer, captions)
+    untaught, taught = (
+        train_transformer.teach_captions(models.build_text_encoder(len(tokenizer)), tokens, captions, steps=steps)
+        for steps in (1, 80)
+    )
+    assert taught < 0.5 * untaught
+
+
 def test_noise_levels_never_fall_along_the_clip_but_for_independent_ones() -> None:
     levels = train_transformer.sample_levels(2000, 5, torch.Generator().manual_seed(0))
     assert levels.min() >= 0

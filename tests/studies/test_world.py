@@ -71,6 +71,24 @@ def test_objects_bounce_inside_the_frame() -> None:
             assert area.min() > 0.85 * area.max(), scene.caption
 
 
+def test_a_trail_lies_behind_its_object_also_after_a_bounce() -> None:
+    spec = world.SceneSpec((("red", "circle"),), "left", "quickly", "smooth")
+    scene = world.Scene(
+        spec,
+        (world.Shape("red", "circle", 9.0, 42.0, 32.0, world.COLOURS["red"]),),
+        world.Background("smooth", (0.0,) * 3),
+    )
+    frames = world.render(scene, frames=60)
+    centres = []
+    for frame in frames:
+        trail = (frame.max(-1) < -0.6).nonzero()[1].mean()
+        red = ((frame[..., 0] > 0.5) & (frame[..., 1] < -0.5)).nonzero()[1].mean()
+        centres.append((red, trail))
+    for (red, _), (later, trail) in zip(centres[::6], centres[1::6], strict=False):
+        assert (trail - later) * (red - later) > 0
+    assert min(red for red, _ in centres) == pytest.approx(9.0, abs=1.5)
+
+
 def test_held_out_combinations_are_never_sampled_for_training() -> None:
     assert not any(scene.spec.held_out for scene in _scenes(300, "train"))
     assert all(scene.spec.held_out for scene in _scenes(50, "held_out"))
