@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,7 +36,7 @@ from calibrate.store import Generation, Heartbeat, Store
 from calibrate.store.store import policy_digest
 from calibrate.study_file import Case, Floors, Study
 from calibrate.target import Target
-from calibrate.trials import FAILURE, STOPPED, Tally, Upkeep, deaths, was_queued
+from calibrate.trials import FAILURE, STOPPED, TURN, Tally, Upkeep, deaths
 from scope_runtime import Policy, run_policy
 
 # A candidate that has a prompt this far below the floor for the mean is not measured any further.
@@ -54,6 +55,10 @@ class _CandidateFailed(Exception):
 
 class _TakenOver(Exception):
     """Another worker has this worker's trial, because this one was silent for too long."""
+
+
+class _GivenBack(Exception):
+    """The trial was started out of turn; it is ended without a reason, so that a planned one is queued again."""
 
 
 class Search:
@@ -107,26 +112,47 @@ class Search:
             with self.worker.claimed("first-candidates"):
                 self._keep_change_maps()
                 self.enqueue(self.space.first_candidates())
-            waiting = False
+            waited = False
             while not self._spent(tally, deadline):
-                self.upkeep.run()
-                tally = Tally.of(self.optuna_study)
-                if tally.queued or tally.measured + tally.running < self.study.budget.trials:
-                    self._run_trial()
-                    waiting = False
-                else:
-                    if not waiting:
+                ran = self._take_turn()
+                if not ran:
+                    if not waited:
                         self.narrator.say(
                             "The last candidates are with other workers; waiting, in case one of them dies."
                         )
-                    waiting = True
                     self.worker.wait()
+                waited = not ran
                 tally = Tally.of(self.optuna_study)
                 self.narrator.reached(tally.measured)
 
-    def _run_trial(self) -> None:
+    def _take_turn(self) -> bool:
+        """Runs the next candidate if the budget has a place for it; says whether it did.
+
+        Workers count and start trials one at a time, by a claim that is held until the trial is there: between counting
+        and starting, none of what was counted can be started by another worker and be missed.
+        """
+        with ExitStack() as turn:
+            turn.enter_context(self.worker.claimed(TURN))
+            self.upkeep.run()
+            tally = Tally.of(self.optuna_study)
+            if not tally.has_place(self.study.budget.trials) or not self._affordable(tally.running):
+                return False
+            self._run_trial(turn)
+        return True
+
+    def _run_trial(self, turn: ExitStack) -> None:
+        """Starts a trial, ends the turn, and runs the trial."""
+
+        def objective(trial: optuna.Trial) -> tuple[float, float]:
+            in_turn = self.worker.holds(TURN)
+            turn.close()
+            if not in_turn:
+                trial.set_user_attr(STOPPED, trial.number)
+                raise _GivenBack
+            return self._objective(trial)
+
         try:
-            self.optuna_study.optimize(self._objective, n_trials=1, catch=(_CandidateFailed,))
+            self.optuna_study.optimize(objective, n_trials=1, catch=(_CandidateFailed, _GivenBack))
         except ValueError as error:
             if not isinstance(error.__context__, _TakenOver) and "Cannot tell a" not in str(error):
                 raise
@@ -166,7 +192,6 @@ class Search:
 
     def _objective(self, trial: optuna.Trial) -> tuple[float, float]:
         try:
-            self._refuse_excess(trial)
             policy = self.space.suggest(trial)
             with self.worker.claimed(f"policy:{policy_digest(policy.to_dict())}"):
                 result = self._result(trial, policy)
@@ -180,20 +205,6 @@ class Search:
         except UpdateFinishedTrialError as error:
             raise _TakenOver from error
         return result.speedup_evaluations, result.figures["psnr_db"]
-
-    def _refuse_excess(self, trial: optuna.Trial) -> None:
-        """Ends a trial that two workers started at once for the last place in the budget.
-
-        What is queued goes first, and of drawn trials the one with the lower number.
-        """
-        trials = self.optuna_study.get_trials(deepcopy=False)
-        tally = Tally.of(self.optuna_study)
-        taken = tally.measured
-        if not was_queued(trials[trial.number]):
-            running = (t for t in trials if t.state == TrialState.RUNNING and t.number != trial.number)
-            taken += tally.queued + sum(was_queued(t) or t.number < trial.number for t in running)
-        if taken >= self.study.budget.trials:
-            raise optuna.TrialPruned("beyond the budget")
 
     def _refuse_taken_over(self, trial: optuna.Trial) -> None:
         if self._frozen(trial).state != TrialState.RUNNING:
@@ -303,9 +314,10 @@ class Search:
         return self.optuna_study.get_trials(deepcopy=False)[trial.number]
 
     def _spent(self, tally: Tally, deadline: float) -> bool:
-        budget, equivalents = self.study.budget.trials, self.study.budget.equivalents
-        if equivalents is not None and self._equivalents() + self._next_equivalents() > equivalents:
-            self.narrator.say(f"The budget of {equivalents:g} full generations per prompt is spent.")
+        budget = self.study.budget.trials
+        # What runs elsewhere may come to less than it is counted for, or be left by a worker that dies.
+        if not tally.running and not self._affordable(running=0):
+            self.narrator.say(f"The budget of {self.study.budget.equivalents:g} full generations per prompt is spent.")
             return True
         if tally.measured >= budget or tally.finished >= _TRIALS_PER_CANDIDATE * budget:
             return True
@@ -320,10 +332,23 @@ class Search:
         spent = sum((row.evaluations or 0) / row.stock_evaluations for row in rows if row.stock_evaluations)
         return spent / len(self.study.search_cases)
 
-    def _next_equivalents(self) -> float:
-        """What the next candidate will spend of them: as much as the last ones did at the median."""
+    def _affordable(self, running: int) -> bool:
+        """Whether `budget.equivalents` has room for one more candidate beside those that are running.
+
+        Each is expected to take what the last ones took at the median. Before there are any, running ones are expected
+        to take as much as an exact run, and the first one is free.
+        """
+        equivalents = self.study.budget.equivalents
+        if equivalents is None:
+            return True
         shares = [1 / result.speedup_evaluations for result in survey(self.store)]
-        return statistics.median(shares) if shares else 0.0
+        exact = [
+            (row.evaluations or 0) / row.stock_evaluations
+            for row in self.store.complete("exact")
+            if row.stock_evaluations
+        ]
+        each = statistics.median(shares or exact or [0.0])
+        return self._equivalents() + running * each + (each if shares else 0.0) <= equivalents
 
     def _expected_seconds(self) -> float:
         """How long the next candidate will take; before the first, as long as exact runs of all cases."""
