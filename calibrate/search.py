@@ -236,10 +236,10 @@ class Search:
             result = self._measure(trial.number, policy)
         except _CandidateFailed as failure:
             trial.set_user_attr(FAILURE, str(failure))
-            self.narrator.advance(f"Candidate {trial.number} failed: {failure}", self._best())
+            self.narrator.advance(f"Candidate {trial.number} failed: {failure}", self._progress())
             raise
         self._seconds.append(time.monotonic() - start)
-        self.narrator.advance(_line(result, self.study.floors), self._best(result))
+        self.narrator.advance(_line(result, self.study.floors), self._progress(result))
         return result
 
     def _measure(self, trial: int, policy: Policy) -> Result:
@@ -251,7 +251,7 @@ class Search:
             if row is None:
                 row = self._generate(trial, policy, case)
             rows.append(row)
-            stopped = self._hopeless(row) if len(rows) < len(self.study.search_cases) else None
+            stopped = self._hopeless(rows) if len(rows) < len(self.study.search_cases) else None
             if stopped:
                 break
         return Result.of(trial, policy.to_dict(), rows, stopped)
@@ -275,8 +275,8 @@ class Search:
                 denoised = self.target.denoise(case)
             frames, seconds_decode = self.target.decode(denoised.latents)
             row.metrics = compare(baseline.frames, frames).to_dict() | {MEMORY: self.target.memory_bytes(scope.report)}
-        except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
-            # Out of memory included: what a candidate needs depends on its choices, so the next one may fit.
+        except Exception as error:
+            # Whatever it is, out of memory included: it depends on the candidate's choices, so the next one may do.
             row.state, row.reason, row.finished = "failed", _reason(error), datetime.now(UTC)
             self.store.add(row)
             _release_memory()
@@ -286,7 +286,7 @@ class Search:
         row.seconds_denoise = denoised.seconds
         row.seconds_decode = seconds_decode
         row.seconds_end_to_end = self.target.encode_seconds(case.prompt) + denoised.seconds + seconds_decode
-        row.reason = self._hopeless(row)
+        row.reason = self._hopeless([row])
         row.state, row.finished = "complete", datetime.now(UTC)
         recorded = self.store.record(row, describe(scope.report, frame_psnr(baseline.frames, frames)))
         # Only now: a full disk must not cost the measurement.
@@ -299,15 +299,25 @@ class Search:
             policy.to_dict(), case.prompt, case.seed, lambda: comparison_clip(stock, frames, fps, preset="veryfast")
         )
 
-    def _hopeless(self, row: Generation) -> str | None:
-        """Why the other prompts need not be tried, or None."""
-        floors, figures = self.study.floors, row.metrics or {}
+    def _hopeless(self, rows: Sequence[Generation]) -> str | None:
+        """Why the prompts that are left need not be tried after those of `rows`, or None."""
+        floors, figures = self.study.floors, rows[-1].metrics or {}
         if floors.max_memory is not None and figures[MEMORY] > floors.max_memory:
             return f"stopped early: {figures[MEMORY] / 1e9:.3g} GB, at most {floors.max_memory / 1e9:.3g} allowed"
         # The worst prompt is at most as good as this one; for the mean it takes a prompt that is far too poor.
         for floor, slack in ((floors.psnr_worst_prompt_db, 0.0), (floors.psnr_db, _HOPELESS_DB)):
             if floor is not None and figures["psnr_db"] < floor - slack:
                 return f"stopped early: {figures['psnr_db']:.1f} dB on one prompt, {floor:g} dB asked for"
+        if floors.psnr_worst_frame_db is not None and figures["psnr_worst_frame_db"] < floors.psnr_worst_frame_db:
+            return (
+                f"stopped early: {figures['psnr_worst_frame_db']:.1f} dB in one frame, "
+                f"{floors.psnr_worst_frame_db:g} dB asked for"
+            )
+        # Not even perfect clips of the other prompts could raise the mean that far.
+        left = len(self.study.search_cases) - len(rows)
+        best_ssim = (sum((row.metrics or {})["ssim"] for row in rows) + left) / len(self.study.search_cases)
+        if floors.ssim is not None and best_ssim < floors.ssim:
+            return f"stopped early: SSIM of at most {best_ssim:.3f} can be reached, {floors.ssim:g} asked for"
         return None
 
     def _frozen(self, trial: optuna.Trial) -> optuna.trial.FrozenTrial:
@@ -328,9 +338,7 @@ class Search:
 
     def _equivalents(self) -> float:
         """Full generations spent per prompt, baselines included."""
-        rows = [row for kind in ("stock", "exact", "candidate") for row in self.store.complete(kind)]
-        spent = sum((row.evaluations or 0) / row.stock_evaluations for row in rows if row.stock_evaluations)
-        return spent / len(self.study.search_cases)
+        return self.store.equivalents() / len(self.study.search_cases)
 
     def _affordable(self, running: int) -> bool:
         """Whether `budget.equivalents` has room for one more candidate beside those that are running.
@@ -356,7 +364,13 @@ class Search:
             return max(self._seconds[-3:])
         return sum(b.timings.exact_seconds + b.timings.decode_seconds for b in self.baselines.values())
 
-    def _best(self, latest: Result | None = None) -> str:
+    def _progress(self, latest: Result | None = None) -> str:
+        """What was spent and the best so far, for the progress bar."""
+        equivalents = self.study.budget.equivalents
+        spent = f"{self._equivalents():.1f}" + (f" of {equivalents:g}" if equivalents is not None else "")
+        return f"{spent} full generations spent, {self._best(latest)}"
+
+    def _best(self, latest: Result | None) -> str:
         results = survey(self.store) + ([latest] if latest else [])
         best = fastest_feasible(results, self.study.floors)
         if best is None:

@@ -24,8 +24,8 @@ from calibrate.claims import Worker
 from calibrate.progress import Narrator
 from calibrate.results import Result
 from calibrate.search import Search, open_optuna_study
-from calibrate.store import Claim, Heartbeat, Storage, Store, WorkerRecord
-from calibrate.study_file import Study
+from calibrate.store import Claim, Generation, Heartbeat, Storage, Store, WorkerRecord
+from calibrate.study_file import Budget, Study
 from calibrate.trials import FAILURE, STOPPED, TURN, Tally, Upkeep, deaths, end_trial
 from tests.calibrate import worker_process
 from tests.calibrate.conftest import Workplace
@@ -179,6 +179,23 @@ class TestTurns:
         assert set(states) <= {TrialState.COMPLETE, TrialState.FAIL}
         assert states[TrialState.COMPLETE] == len(self.CANDIDATES)
 
+    def test_candidates_that_run_elsewhere_count_against_the_budget_of_generations(
+        self, search: Search, store: Store
+    ) -> None:
+        for case in search.study.search_cases:
+            for kind, evaluations in (("stock", 30), ("exact", 20)):
+                store.add(_generation(store, kind, case.prompt, case.seed, evaluations, 30))
+        search.study = search.study.model_copy(update={"budget": Budget(trials=50, equivalents=3.1)})
+        assert search._equivalents() == pytest.approx(5 / 3)
+        # As many more as exact runs would fit: 5/3 + 2/3 + 2/3 = 3.
+        assert [search._affordable(running) for running in range(4)] == [True, True, True, False]
+        for _ in range(3):
+            search.optuna_study.enqueue_trial({"x": 0.5})
+            search.optuna_study.ask()
+        search.enqueue(search.space.first_candidates())
+        assert not search._take_turn()
+        assert search._progress().startswith("1.7 of 3.1 full generations spent")
+
     def test_a_worker_that_lost_its_turn_gives_the_trial_back(
         self, search: Search, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -198,6 +215,22 @@ class TestTurns:
         trials = search.optuna_study.get_trials(deepcopy=False)
         assert [trial.state for trial in trials] == [TrialState.RUNNING, TrialState.FAIL]
         assert Tally.of(search.optuna_study) == Tally(measured=0, finished=0, running=1, queued=0)
+
+
+def _generation(store: Store, kind: str, prompt: str, seed: int, evaluations: int, stock: int) -> Generation:
+    now = datetime.now(UTC)
+    return Generation(
+        kind=kind,
+        environment_id=store.environment({}, {}),
+        prompt=prompt,
+        seed=seed,
+        settings={},
+        evaluations=evaluations,
+        stock_evaluations=stock,
+        state="complete",
+        started=now,
+        finished=now,
+    )
 
 
 def _interfere(monkeypatch: pytest.MonkeyPatch, study: optuna.Study, rival: Worker, chance: random.Random) -> None:
