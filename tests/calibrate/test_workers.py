@@ -160,9 +160,10 @@ class TestTurns:
                 Narrator(),
             )
 
-    @pytest.mark.parametrize("seed", range(8))
-    def test_nothing_beyond_the_plan_is_started_and_nothing_of_it_is_lost(
-        self, search: Search, store: Store, monkeypatch: pytest.MonkeyPatch, seed: int
+    @pytest.mark.parametrize("planned", [3, 1])
+    @pytest.mark.parametrize("seed", range(6))
+    def test_nothing_beyond_the_budget_is_started_and_nothing_of_the_plan_is_lost(
+        self, search: Search, store: Store, monkeypatch: pytest.MonkeyPatch, seed: int, planned: int
     ) -> None:
         policies: list[Any] = []
 
@@ -170,14 +171,18 @@ class TestTurns:
             policies.append((policy.warmup, policy.max_skip))
             return Result(trial, policy.to_dict(), 2.0, 2.0, {"psnr_db": 30.0, "psnr_worst_prompt_db": 30.0}, 2, None)
 
+        plan = search.space.first_candidates()[:planned]
+        monkeypatch.setattr(search.space, "first_candidates", lambda: plan)
         monkeypatch.setattr(search, "_measure", measure)
         with Worker(store, Heartbeat()) as rival:
             _interfere(monkeypatch, search.optuna_study, rival, random.Random(seed))
             search.run(float("inf"))
-        assert sorted(policies) == [(c["warmup"], c["max_skip"]) for c in self.CANDIDATES]
+        assert len(policies) == len(self.CANDIDATES)
+        assert {(c["warmup"], c["max_skip"]) for c in plan} <= set(policies)
         states = Counter(trial.state for trial in search.optuna_study.get_trials(deepcopy=False))
         assert set(states) <= {TrialState.COMPLETE, TrialState.FAIL}
-        assert states[TrialState.COMPLETE] == len(self.CANDIDATES)
+        # A drawn one may repeat an earlier one, which costs nothing.
+        assert states[TrialState.COMPLETE] >= len(self.CANDIDATES)
 
     def test_candidates_that_run_elsewhere_count_against_the_budget_of_generations(
         self, search: Search, store: Store
