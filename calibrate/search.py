@@ -6,6 +6,7 @@ with the same parameters, and what had been measured for it is read from the sto
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,7 @@ class Search:
                     self.worker.wait()
                 waited = not ran
                 tally = Tally.of(self.optuna_study)
-                self.narrator.reached(tally.measured)
+                self.narrator.reached(tally.measured, self._reachable(tally.measured, deadline))
 
     def _take_turn(self) -> bool:
         """Runs the next candidate if the budget has a place for it; says whether it did.
@@ -349,14 +350,26 @@ class Search:
         equivalents = self.study.budget.equivalents
         if equivalents is None:
             return True
-        shares = [1 / result.speedup_evaluations for result in survey(self.store)]
-        exact = [
-            (row.evaluations or 0) / row.stock_evaluations
-            for row in self.store.complete("exact")
-            if row.stock_evaluations
-        ]
-        each = statistics.median(shares or exact or [0.0])
-        return self._equivalents() + running * each + (each if shares else 0.0) <= equivalents
+        each, measured = self._equivalents_each()
+        return self._equivalents() + running * each + (each if measured else 0.0) <= equivalents
+
+    def _equivalents_each(self) -> tuple[float, bool]:
+        """Full generations per prompt that a candidate is expected to take, and whether any has been measured yet."""
+        if shares := [1 / result.speedup_evaluations for result in survey(self.store)]:
+            return statistics.median(shares), True
+        exact = [baseline.timings.exact_evaluations for baseline in self.baselines.values()]
+        stock = [baseline.timings.stock_evaluations for baseline in self.baselines.values()]
+        return sum(exact) / sum(stock), False
+
+    def _reachable(self, measured: int, deadline: float) -> int:
+        """How many candidates will have been measured when the budget is spent, as far as can be told now."""
+        more = [float(self.study.budget.trials - measured)]
+        if self.study.budget.equivalents is not None:
+            more.append((self.study.budget.equivalents - self._equivalents()) / self._equivalents_each()[0])
+        if math.isfinite(deadline):
+            workers = max(1, self.store.workers(self.worker.heartbeat))
+            more.append(workers * (deadline - time.monotonic()) / self._expected_seconds())
+        return measured + max(0, math.floor(min(more)))
 
     def _expected_seconds(self) -> float:
         """How long the next candidate will take; before the first, as long as exact runs of all cases."""

@@ -146,7 +146,7 @@ class TestTurns:
         )
         baseline = SimpleNamespace(
             observations=np.array([[row, 0, 0.1 * row, 0.1 * row, 0.2 * row] for row in range(1, 6)]),
-            timings=SimpleNamespace(exact_seconds=1.0, decode_seconds=1.0),
+            timings=SimpleNamespace(exact_seconds=1.0, decode_seconds=1.0, exact_evaluations=20, stock_evaluations=30),
         )
         heartbeat = Heartbeat(interval=1, grace=60)
         with Worker(store, heartbeat) as worker:
@@ -200,6 +200,10 @@ class TestTurns:
         search.enqueue(search.space.first_candidates())
         assert not search._take_turn()
         assert search._progress().startswith("1.7 of 3.1 full generations spent")
+        # What the bar counts up to: two more candidates by generations, one by time (4 s for both prompts).
+        assert search._reachable(10, float("inf")) == 12
+        assert search._reachable(10, time.monotonic() + 5) == 11
+        assert search._reachable(10, time.monotonic() - 5) == 10
 
     def test_a_worker_that_lost_its_turn_gives_the_trial_back(
         self, search: Search, store: Store, monkeypatch: pytest.MonkeyPatch
