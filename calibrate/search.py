@@ -213,19 +213,22 @@ class Search:
 
     def _result(self, trial: optuna.Trial, policy: Policy) -> Result:
         """What the policy came to in an earlier trial, or else in this one."""
-        result = self._known(trial.number, policy)
+        result = self._known(policy)
         if result is None:
             return self._measure_and_tell(trial, policy)
         trial.set_user_attr(_REPEATED, result.trial)
         return result
 
-    def _known(self, number: int, policy: Policy) -> Result | None:
-        """What another trial with the same policy came to; a result counts as soon as it is written down."""
+    def _known(self, policy: Policy) -> Result | None:
+        """What a trial with the same policy came to; a result counts as soon as it is written down.
+
+        A trial whose worker died after that hands its result on with everything else when it is queued again.
+        """
         trials = self.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
         wanted = policy.to_dict()
         for trial in trials:
             found = trial.user_attrs.get(RESULT)
-            if trial.number != number and found is not None and found["policy"] == wanted:
+            if found is not None and found["policy"] == wanted:
                 return Result(**found)
         return None
 

@@ -21,8 +21,6 @@ Choice = TypeVar("Choice")
 
 # How far (in warm-up rows, in rows skipped) neighbours lie from the profile's policy, that one first.
 _NEIGHBOURS = ((0, 0), (1, 0), (0, -1), (0, 1), (-1, 0))
-
-
 # Of a study's front, so many are tried, evenly spread over it: there should be budget left for the search.
 _FROM_A_FRONT = 5
 

@@ -22,7 +22,7 @@ from sqlalchemy import create_engine, delete, text, update
 
 from calibrate.claims import Worker
 from calibrate.progress import Narrator
-from calibrate.results import Result
+from calibrate.results import RESULT, Result
 from calibrate.search import Search, open_optuna_study
 from calibrate.store import Claim, Generation, Heartbeat, Storage, Store, WorkerRecord
 from calibrate.study_file import Budget, Study
@@ -184,6 +184,25 @@ class TestTurns:
         # A drawn one may repeat an earlier one, which costs nothing.
         assert states[TrialState.COMPLETE] >= len(self.CANDIDATES)
 
+    def test_a_result_outlives_a_worker_that_dies_right_after_it(
+        self, search: Search, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        measured: list[int] = []
+
+        def measure(trial: int, policy: Any) -> Result:
+            measured.append(trial)
+            return Result(trial, policy.to_dict(), 2.0, 2.0, {"psnr_db": 30.0, "psnr_worst_prompt_db": 30.0}, 2, None)
+
+        monkeypatch.setattr(search, "_measure", measure)
+        with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+            dying.setattr(search, "_refuse_taken_over", _interrupt)
+            search.run(float("inf"))
+        search.run(float("inf"))
+        trials = search.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        assert measured == [0, 1, 2]
+        # The trial that was queued again carries the first one's result: one candidate, counted once.
+        assert sorted(trial.user_attrs[RESULT]["trial"] for trial in trials) == measured
+
     def test_candidates_that_run_elsewhere_count_against_the_budget_of_generations(
         self, search: Search, store: Store
     ) -> None:
@@ -224,6 +243,10 @@ class TestTurns:
         trials = search.optuna_study.get_trials(deepcopy=False)
         assert [trial.state for trial in trials] == [TrialState.RUNNING, TrialState.FAIL]
         assert Tally.of(search.optuna_study) == Tally(measured=0, finished=0, running=1, queued=0)
+
+
+def _interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def _generation(store: Store, kind: str, prompt: str, seed: int, evaluations: int, stock: int) -> Generation:
