@@ -87,6 +87,14 @@ class Worker:
             return False
         return True
 
+    def holds(self, work: str) -> bool:
+        """Whether a claim is still this worker's: one that was silent for too long has lost it."""
+        with self.store.storage.sessions() as session:
+            return (
+                session.scalar(select(Claim.worker_id).where(Claim.study_id == self.store.study.id, Claim.work == work))
+                == self.id
+            )
+
     def release(self, work: str) -> None:
         """Gives back a claim, so that others need not wait for the end of this worker."""
         with self.store.storage.sessions.begin() as session:

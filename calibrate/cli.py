@@ -52,7 +52,11 @@ def run(
     min_ssim: MinSsim = None,
     max_memory: MaxMemory = None,
     warm_start: Annotated[
-        Path | None, typer.Option(metavar="PROFILE.json", help="Try this profile's policy and its neighbours first.")
+        Path | None,
+        typer.Option(
+            metavar="PROFILE.json|STUDY.yaml",
+            help="Try this profile's policy and its neighbours first, or this study's best.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -213,6 +217,11 @@ def _status_table(state: dict[str, Any]) -> Table:
     table = Table("", "", show_header=False, title=f"Study {state['study']}")
     table.add_row(
         "candidates", f"{state['candidates']} of {state['budget_trials']}, {state['feasible']} above the floors"
+    )
+    budget = state["budget_equivalents"]
+    table.add_row(
+        "spent",
+        f"{state['equivalents']:.1f}{'' if budget is None else f' of {budget:g}'} full generations per search prompt",
     )
     table.add_row("trials", ", ".join(f"{count} {name}" for name, count in state["trials"].items()))
     table.add_row("generations", ", ".join(f"{count} {kind}" for kind, count in state["generations"].items()))

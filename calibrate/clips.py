@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,13 @@ class ClipShelf:
         if not self.max_bytes:
             return
         write_atomically(self.path(policy, prompt, seed), make())
-        newest_first = sorted(self.folder.glob("*.mp4"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        found = []
+        for path in self.folder.glob("*.mp4"):
+            # Another worker may be making room at the same time.
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path.stat(), path))
         total = 0
-        for path in newest_first:
-            total += path.stat().st_size
+        for about, path in sorted(found, key=lambda entry: entry[0].st_mtime_ns, reverse=True):
+            total += about.st_size
             if total > self.max_bytes:
                 path.unlink(missing_ok=True)

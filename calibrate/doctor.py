@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,12 +16,13 @@ import psutil
 import torch
 import transformers
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from calibrate.errors import CalibrateError
 from calibrate.footprint import Footprint, read_config, stored_parameters, weight_files
 from calibrate.scores import Scores
 from calibrate.store import Generation as GenerationRecord
-from calibrate.store import Storage, StudyRecord, masked_url
+from calibrate.store import Storage, StudyRecord, masked_url, refuse_changes
 from calibrate.study_file import Study, StudyFile
 
 State = Literal["ok", "warning", "failed"]
@@ -75,8 +77,9 @@ def examine(file: StudyFile) -> Iterator[Check]:
     if footprint is not None and weights is not None:
         shapes, parameters = footprint, weights.figures["parameters"]
         yield from _checked("settings", lambda: _settings(shapes))
-        yield from _checked("memory", lambda: _memory(study, shapes, parameters))
+        yield from _checked("memory", lambda: _memory(file, shapes, parameters))
         yield from _checked("disk", lambda: _disk(study, shapes))
+    yield from _checked("export", lambda: _export(study))
     yield from _checked("prompts", lambda: _prompts(file))
     yield from _checked("database", lambda: _database(study))
     if study.quality.scores:
@@ -163,7 +166,8 @@ def _settings(footprint: Footprint) -> Check:
     )
 
 
-def _memory(study: Study, footprint: Footprint, parameters: int) -> Check:
+def _memory(file: StudyFile, footprint: Footprint, parameters: int) -> Check:
+    study = file.study
     weights, context = parameters * footprint.itemsize, footprint.context_bytes
     need, there = weights + context, _device_bytes(study.model.device)
     figures = {
@@ -173,6 +177,14 @@ def _memory(study: Study, footprint: Footprint, parameters: int) -> Check:
         "available_bytes": there,
     }
     said = f"weights {_gib(weights)} and context {_gib(context)}, before activations; {_gib(there)} there"
+    # What any policy takes at least, wherever text encoder and VAE are while it runs.
+    least = stored_parameters(weight_files(file.model_path / "transformer")) * footprint.itemsize + context
+    ceiling = study.floors.max_memory
+    if ceiling is not None and least > ceiling:
+        raise CalibrateError(
+            f"floors.max_memory: transformer and context alone take {_gib(least)}, more than the {_gib(ceiling)} "
+            "allowed; raise it, or take a smaller model.torch_dtype, or fewer frames or pixels."
+        )
     if need > there:
         raise CalibrateError(
             f"memory: {said}; take a device with more, a smaller model.torch_dtype, or fewer frames or pixels."
@@ -195,6 +207,13 @@ def _disk(study: Study, footprint: Footprint) -> Check:
     if need > _COMFORTABLE_SHARE * free:
         return Check("disk", "warning", f"{said}; free some space first", figures)
     return Check("disk", "ok", said, figures)
+
+
+def _export(study: Study) -> Check:
+    folder = _existing(study.profile_path.parent)
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or study.profile_path.is_dir():
+        raise CalibrateError(f"export.path: {study.profile_path} cannot be written in {folder}; choose another path.")
+    return Check("export", "ok", f"the profile goes to {study.profile_path}")
 
 
 def _prompts(file: StudyFile) -> Check:
@@ -223,7 +242,32 @@ def _prompts(file: StudyFile) -> Check:
 
 def _database(study: Study) -> Check:
     Storage.probe(study.storage_url)
-    return Check("database", "ok", f"{masked_url(study.storage_url)} can be used")
+    record = _started(study)
+    if record is not None:
+        refuse_changes(record, study.fixed_parts())
+    said = "can be used" if record is None else "holds this study, which will be continued"
+    return Check("database", "ok", f"{masked_url(study.storage_url)} {said}")
+
+
+def _started(study: Study) -> StudyRecord | None:
+    """The study's record, if it was started before."""
+    with _recorded(study) as session:
+        return session.scalar(select(StudyRecord).where(StudyRecord.name == study.name)) if session else None
+
+
+@contextlib.contextmanager
+def _recorded(study: Study) -> Iterator[Session | None]:
+    """A session on the study's database, if there is one."""
+    try:
+        storage = Storage(study.storage_url, create=False)
+    except CalibrateError:
+        yield None
+        return
+    try:
+        with storage.sessions() as session:
+            yield session
+    finally:
+        storage.close()
 
 
 def _scores(study: Study) -> Check:
@@ -265,26 +309,21 @@ def _time(study: Study, footprint: Footprint) -> Check:
 def _equivalents(study: Study) -> float:
     """Stock generations that the whole study takes as long as."""
     searched = 1 + _EXACT_SHARE + study.budget.trials * _CANDIDATE_SHARE
+    if study.budget.equivalents is not None:
+        searched = min(searched, study.budget.equivalents)
     held_out = 1 + _EXACT_SHARE + _CANDIDATE_SHARE
     return len(study.search_cases) * searched + len(study.held_out_cases) * held_out
 
 
 def _measured_seconds(study: Study) -> float | None:
     """Seconds of a stock generation, if this study has made some."""
-    try:
-        storage = Storage(study.storage_url, create=False)
-    except CalibrateError:
-        return None
     query = (
         select(GenerationRecord.seconds_denoise)
         .join(StudyRecord, StudyRecord.id == GenerationRecord.study_id)
         .where(StudyRecord.name == study.name, GenerationRecord.kind == "stock", GenerationRecord.state == "complete")
     )
-    try:
-        with storage.sessions() as session:
-            seconds = [value for value in session.scalars(query) if value is not None]
-    finally:
-        storage.close()
+    with _recorded(study) as session:
+        seconds = [value for value in session.scalars(query) if value is not None] if session else []
     return sum(seconds) / len(seconds) if seconds else None
 
 

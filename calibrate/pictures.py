@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -42,7 +42,8 @@ def comparison_clip(stock: Frames, scope: Frames, fps: int, preset: str = "mediu
     # To move the index to the front, the muxer opens its output a second time; so that must be a file.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        _encode(path, stock, scope, fps, preset)
+        scale = max(1, round(_WATCHABLE_HEIGHT / stock.shape[1]))
+        write_clip(path, (_side_by_side(a, b, scale) for a, b in zip(stock, scope, strict=True)), fps, preset)
         return path.read_bytes()
 
 
@@ -80,13 +81,20 @@ def _xy(results: Sequence[Result]) -> tuple[list[float], list[float]]:
     return [r.speedup_evaluations for r in results], [r.figures["psnr_db"] for r in results]
 
 
-def _encode(path: Path, stock: Frames, scope: Frames, fps: int, preset: str) -> None:
-    scale = max(1, round(_WATCHABLE_HEIGHT / stock.shape[1]))
+def write_clip(path: Path, pictures: Iterable[np.ndarray], fps: int, preset: str = "medium", crf: int = 16) -> None:
+    """Writes an H.264 mp4.
+
+    Args:
+        path: Where.
+        pictures: [h, w, 3] uint8 of even size.
+        fps: Frames per second.
+        preset: Of the encoder.
+        crf: Its loss; 0 is none but for the colour's halved resolution.
+    """
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "16", "preset": preset})
+        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": str(crf), "preset": preset})
         stream.pix_fmt = "yuv420p"
-        for number, (a, b) in enumerate(zip(stock, scope, strict=True)):
-            picture = _side_by_side(a, b, scale)
+        for number, picture in enumerate(pictures):
             if number == 0:
                 stream.height, stream.width = picture.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
@@ -104,9 +112,14 @@ def _side_by_side(stock: Frames, scope: Frames, scale: int) -> np.ndarray:
     return np.ascontiguousarray(picture[:height, :width])
 
 
+def as_pixels(image: Frames) -> np.ndarray:
+    """From [0, 1] to uint8."""
+    return np.round(image * 255).clip(0, 255).astype(np.uint8)
+
+
 def _panel(image: Frames, scale: int, caption: str) -> np.ndarray:
     """An enlarged image [h, w, 3] uint8 under its caption."""
-    pixels = np.round(image * 255).clip(0, 255).astype(np.uint8)
+    pixels = as_pixels(image)
     # Nearest neighbour: an interpolated enlargement would hide the very differences that the clip is there to show.
     pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
     header = np.full((_CAPTION_HEIGHT, pixels.shape[1], 3), _DARK, dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +14,7 @@ from rich.text import Text
 class Narrator:
     """A progress bar with stage, count, best so far, elapsed and remaining time, and one line per finished piece.
 
-    Without a terminal there is no bar, only the lines.
+    Without a terminal there is no bar; the lines of a stage that has a best so far say the same.
     """
 
     def __init__(self) -> None:
@@ -47,12 +48,17 @@ class Narrator:
 
     def advance(self, line: str, best: str = "") -> None:
         """Counts one piece of the stage as finished."""
-        self.say(line)
         self._progress.update(self._task, advance=1, best=best)
+        self.say(f"{line} ({self._standing(best)})" if best and not self.console.is_terminal else line)
 
-    def reached(self, done: int) -> None:
-        """Moves the bar to `done` pieces, whoever finished them."""
-        self._progress.update(self._task, completed=done)
+    def reached(self, done: int, total: int) -> None:
+        """Moves the bar to `done` pieces, whoever finished them, of what are now expected to be `total`."""
+        self._progress.update(self._task, completed=done, total=total)
+
+    def _standing(self, best: str) -> str:
+        task = self._progress.tasks[0]
+        left = "" if task.time_remaining is None else f", about {timedelta(seconds=round(task.time_remaining))} left"
+        return f"{task.completed:g} of {task.total or 0:g}, {best}{left}"
 
     def say(self, line: str) -> None:
         """Prints one line above the bar; the text is shown as it is, brackets included."""

@@ -164,9 +164,13 @@ def pick(results: Sequence[Result], floors: Floors, rule: Rule, min_speedup: flo
     fast_enough = [result for result in feasible if result.speedup_evaluations >= (min_speedup or 0.0)]
     if not fast_enough:
         fastest = max(feasible, key=_speed_then_quality)
+        below = [r for r in results if r.stopped is None and r.speedup_evaluations >= (min_speedup or 0.0)]
+        best = max(below, key=lambda r: r.figures["psnr_db"], default=None)
         raise CalibrateError(
             f"export.min_speedup: no policy above the floors reaches {min_speedup:g}x; the fastest (trial "
-            f"{fastest.trial}) gives {fastest}; lower min_speedup or raise budget.trials."
+            f"{fastest.trial}) gives {fastest}"
+            + (f", and the best that reaches it (trial {best.trial}) {best}" if best else "")
+            + "; lower min_speedup or the floors, or raise the budget."
         )
     if rule == "fastest":
         return max(fast_enough, key=_speed_then_quality)

@@ -6,9 +6,11 @@ with the same parameters, and what had been measured for it is read from the sto
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,7 +37,7 @@ from calibrate.store import Generation, Heartbeat, Store
 from calibrate.store.store import policy_digest
 from calibrate.study_file import Case, Floors, Study
 from calibrate.target import Target
-from calibrate.trials import FAILURE, STOPPED, Tally, Upkeep, deaths, was_queued
+from calibrate.trials import FAILURE, STOPPED, TURN, Tally, Upkeep, deaths
 from scope_runtime import Policy, run_policy
 
 # A candidate that has a prompt this far below the floor for the mean is not measured any further.
@@ -54,6 +56,10 @@ class _CandidateFailed(Exception):
 
 class _TakenOver(Exception):
     """Another worker has this worker's trial, because this one was silent for too long."""
+
+
+class _GivenBack(Exception):
+    """The trial was started out of turn; it is ended without a reason, so that a planned one is queued again."""
 
 
 class Search:
@@ -107,26 +113,47 @@ class Search:
             with self.worker.claimed("first-candidates"):
                 self._keep_change_maps()
                 self.enqueue(self.space.first_candidates())
-            waiting = False
+            waited = False
             while not self._spent(tally, deadline):
-                self.upkeep.run()
-                tally = Tally.of(self.optuna_study)
-                if tally.queued or tally.measured + tally.running < self.study.budget.trials:
-                    self._run_trial()
-                    waiting = False
-                else:
-                    if not waiting:
+                ran = self._take_turn()
+                if not ran:
+                    if not waited:
                         self.narrator.say(
                             "The last candidates are with other workers; waiting, in case one of them dies."
                         )
-                    waiting = True
                     self.worker.wait()
+                waited = not ran
                 tally = Tally.of(self.optuna_study)
-                self.narrator.reached(tally.measured)
+                self.narrator.reached(tally.measured, self._reachable(tally.measured, deadline))
 
-    def _run_trial(self) -> None:
+    def _take_turn(self) -> bool:
+        """Runs the next candidate if the budget has a place for it; says whether it did.
+
+        Workers count and start trials one at a time, by a claim that is held until the trial is there: between counting
+        and starting, none of what was counted can be started by another worker and be missed.
+        """
+        with ExitStack() as turn:
+            turn.enter_context(self.worker.claimed(TURN))
+            self.upkeep.run()
+            tally = Tally.of(self.optuna_study)
+            if not tally.has_place(self.study.budget.trials) or not self._affordable(tally.running):
+                return False
+            self._run_trial(turn)
+        return True
+
+    def _run_trial(self, turn: ExitStack) -> None:
+        """Starts a trial, ends the turn, and runs the trial."""
+
+        def objective(trial: optuna.Trial) -> tuple[float, float]:
+            in_turn = self.worker.holds(TURN)
+            turn.close()
+            if not in_turn:
+                trial.set_user_attr(STOPPED, trial.number)
+                raise _GivenBack
+            return self._objective(trial)
+
         try:
-            self.optuna_study.optimize(self._objective, n_trials=1, catch=(_CandidateFailed,))
+            self.optuna_study.optimize(objective, n_trials=1, catch=(_CandidateFailed, _GivenBack))
         except ValueError as error:
             if not isinstance(error.__context__, _TakenOver) and "Cannot tell a" not in str(error):
                 raise
@@ -166,7 +193,6 @@ class Search:
 
     def _objective(self, trial: optuna.Trial) -> tuple[float, float]:
         try:
-            self._refuse_excess(trial)
             policy = self.space.suggest(trial)
             with self.worker.claimed(f"policy:{policy_digest(policy.to_dict())}"):
                 result = self._result(trial, policy)
@@ -181,39 +207,28 @@ class Search:
             raise _TakenOver from error
         return result.speedup_evaluations, result.figures["psnr_db"]
 
-    def _refuse_excess(self, trial: optuna.Trial) -> None:
-        """Ends a trial that two workers started at once for the last place in the budget.
-
-        What is queued goes first, and of drawn trials the one with the lower number.
-        """
-        trials = self.optuna_study.get_trials(deepcopy=False)
-        tally = Tally.of(self.optuna_study)
-        taken = tally.measured
-        if not was_queued(trials[trial.number]):
-            running = (t for t in trials if t.state == TrialState.RUNNING and t.number != trial.number)
-            taken += tally.queued + sum(was_queued(t) or t.number < trial.number for t in running)
-        if taken >= self.study.budget.trials:
-            raise optuna.TrialPruned("beyond the budget")
-
     def _refuse_taken_over(self, trial: optuna.Trial) -> None:
         if self._frozen(trial).state != TrialState.RUNNING:
             raise _TakenOver
 
     def _result(self, trial: optuna.Trial, policy: Policy) -> Result:
         """What the policy came to in an earlier trial, or else in this one."""
-        result = self._known(trial.number, policy)
+        result = self._known(policy)
         if result is None:
             return self._measure_and_tell(trial, policy)
         trial.set_user_attr(_REPEATED, result.trial)
         return result
 
-    def _known(self, number: int, policy: Policy) -> Result | None:
-        """What another trial with the same policy came to; a result counts as soon as it is written down."""
+    def _known(self, policy: Policy) -> Result | None:
+        """What a trial with the same policy came to; a result counts as soon as it is written down.
+
+        A trial whose worker died after that hands its result on with everything else when it is queued again.
+        """
         trials = self.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
         wanted = policy.to_dict()
         for trial in trials:
             found = trial.user_attrs.get(RESULT)
-            if trial.number != number and found is not None and found["policy"] == wanted:
+            if found is not None and found["policy"] == wanted:
                 return Result(**found)
         return None
 
@@ -225,10 +240,10 @@ class Search:
             result = self._measure(trial.number, policy)
         except _CandidateFailed as failure:
             trial.set_user_attr(FAILURE, str(failure))
-            self.narrator.advance(f"Candidate {trial.number} failed: {failure}", self._best())
+            self.narrator.advance(f"Candidate {trial.number} failed: {failure}", self._progress())
             raise
         self._seconds.append(time.monotonic() - start)
-        self.narrator.advance(_line(result, self.study.floors), self._best(result))
+        self.narrator.advance(_line(result, self.study.floors), self._progress(result))
         return result
 
     def _measure(self, trial: int, policy: Policy) -> Result:
@@ -240,7 +255,7 @@ class Search:
             if row is None:
                 row = self._generate(trial, policy, case)
             rows.append(row)
-            stopped = self._hopeless(row) if len(rows) < len(self.study.search_cases) else None
+            stopped = self._hopeless(rows) if len(rows) < len(self.study.search_cases) else None
             if stopped:
                 break
         return Result.of(trial, policy.to_dict(), rows, stopped)
@@ -264,8 +279,8 @@ class Search:
                 denoised = self.target.denoise(case)
             frames, seconds_decode = self.target.decode(denoised.latents)
             row.metrics = compare(baseline.frames, frames).to_dict() | {MEMORY: self.target.memory_bytes(scope.report)}
-        except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
-            # Out of memory included: what a candidate needs depends on its choices, so the next one may fit.
+        except Exception as error:
+            # Whatever it is, out of memory included: it depends on the candidate's choices, so the next one may do.
             row.state, row.reason, row.finished = "failed", _reason(error), datetime.now(UTC)
             self.store.add(row)
             _release_memory()
@@ -275,7 +290,7 @@ class Search:
         row.seconds_denoise = denoised.seconds
         row.seconds_decode = seconds_decode
         row.seconds_end_to_end = self.target.encode_seconds(case.prompt) + denoised.seconds + seconds_decode
-        row.reason = self._hopeless(row)
+        row.reason = self._hopeless([row])
         row.state, row.finished = "complete", datetime.now(UTC)
         recorded = self.store.record(row, describe(scope.report, frame_psnr(baseline.frames, frames)))
         # Only now: a full disk must not cost the measurement.
@@ -288,24 +303,35 @@ class Search:
             policy.to_dict(), case.prompt, case.seed, lambda: comparison_clip(stock, frames, fps, preset="veryfast")
         )
 
-    def _hopeless(self, row: Generation) -> str | None:
-        """Why the other prompts need not be tried, or None."""
-        floors, figures = self.study.floors, row.metrics or {}
+    def _hopeless(self, rows: Sequence[Generation]) -> str | None:
+        """Why the prompts that are left need not be tried after those of `rows`, or None."""
+        floors, figures = self.study.floors, rows[-1].metrics or {}
         if floors.max_memory is not None and figures[MEMORY] > floors.max_memory:
             return f"stopped early: {figures[MEMORY] / 1e9:.3g} GB, at most {floors.max_memory / 1e9:.3g} allowed"
         # The worst prompt is at most as good as this one; for the mean it takes a prompt that is far too poor.
         for floor, slack in ((floors.psnr_worst_prompt_db, 0.0), (floors.psnr_db, _HOPELESS_DB)):
             if floor is not None and figures["psnr_db"] < floor - slack:
                 return f"stopped early: {figures['psnr_db']:.1f} dB on one prompt, {floor:g} dB asked for"
+        if floors.psnr_worst_frame_db is not None and figures["psnr_worst_frame_db"] < floors.psnr_worst_frame_db:
+            return (
+                f"stopped early: {figures['psnr_worst_frame_db']:.1f} dB in one frame, "
+                f"{floors.psnr_worst_frame_db:g} dB asked for"
+            )
+        # Not even perfect clips of the other prompts could raise the mean that far.
+        left = len(self.study.search_cases) - len(rows)
+        best_ssim = (sum((row.metrics or {})["ssim"] for row in rows) + left) / len(self.study.search_cases)
+        if floors.ssim is not None and best_ssim < floors.ssim:
+            return f"stopped early: SSIM of at most {best_ssim:.3f} can be reached, {floors.ssim:g} asked for"
         return None
 
     def _frozen(self, trial: optuna.Trial) -> optuna.trial.FrozenTrial:
         return self.optuna_study.get_trials(deepcopy=False)[trial.number]
 
     def _spent(self, tally: Tally, deadline: float) -> bool:
-        budget, equivalents = self.study.budget.trials, self.study.budget.equivalents
-        if equivalents is not None and self._equivalents() + self._next_equivalents() > equivalents:
-            self.narrator.say(f"The budget of {equivalents:g} full generations per prompt is spent.")
+        budget = self.study.budget.trials
+        # What runs elsewhere may come to less than it is counted for, or be left by a worker that dies.
+        if not tally.running and not self._affordable(running=0):
+            self.narrator.say(f"The budget of {self.study.budget.equivalents:g} full generations per prompt is spent.")
             return True
         if tally.measured >= budget or tally.finished >= _TRIALS_PER_CANDIDATE * budget:
             return True
@@ -316,14 +342,37 @@ class Search:
 
     def _equivalents(self) -> float:
         """Full generations spent per prompt, baselines included."""
-        rows = [row for kind in ("stock", "exact", "candidate") for row in self.store.complete(kind)]
-        spent = sum((row.evaluations or 0) / row.stock_evaluations for row in rows if row.stock_evaluations)
-        return spent / len(self.study.search_cases)
+        return self.store.equivalents() / len(self.study.search_cases)
 
-    def _next_equivalents(self) -> float:
-        """What the next candidate will spend of them: as much as the last ones did at the median."""
-        shares = [1 / result.speedup_evaluations for result in survey(self.store)]
-        return statistics.median(shares) if shares else 0.0
+    def _affordable(self, running: int) -> bool:
+        """Whether `budget.equivalents` has room for one more candidate beside those that are running.
+
+        Each is expected to take what the last ones took at the median. Before there are any, running ones are expected
+        to take as much as an exact run, and the first one is free.
+        """
+        equivalents = self.study.budget.equivalents
+        if equivalents is None:
+            return True
+        each, measured = self._equivalents_each()
+        return self._equivalents() + running * each + (each if measured else 0.0) <= equivalents
+
+    def _equivalents_each(self) -> tuple[float, bool]:
+        """Full generations per prompt that a candidate is expected to take, and whether any has been measured yet."""
+        if shares := [1 / result.speedup_evaluations for result in survey(self.store)]:
+            return statistics.median(shares), True
+        exact = [baseline.timings.exact_evaluations for baseline in self.baselines.values()]
+        stock = [baseline.timings.stock_evaluations for baseline in self.baselines.values()]
+        return sum(exact) / sum(stock), False
+
+    def _reachable(self, measured: int, deadline: float) -> int:
+        """How many candidates will have been measured when the budget is spent, as far as can be told now."""
+        more = [float(self.study.budget.trials - measured)]
+        if self.study.budget.equivalents is not None:
+            more.append((self.study.budget.equivalents - self._equivalents()) / self._equivalents_each()[0])
+        if math.isfinite(deadline):
+            workers = max(1, self.store.workers(self.worker.heartbeat))
+            more.append(workers * (deadline - time.monotonic()) / self._expected_seconds())
+        return measured + max(0, math.floor(min(more)))
 
     def _expected_seconds(self) -> float:
         """How long the next candidate will take; before the first, as long as exact runs of all cases."""
@@ -331,7 +380,13 @@ class Search:
             return max(self._seconds[-3:])
         return sum(b.timings.exact_seconds + b.timings.decode_seconds for b in self.baselines.values())
 
-    def _best(self, latest: Result | None = None) -> str:
+    def _progress(self, latest: Result | None = None) -> str:
+        """What was spent and the best so far, for the progress bar."""
+        equivalents = self.study.budget.equivalents
+        spent = f"{self._equivalents():.1f}" + (f" of {equivalents:g}" if equivalents is not None else "")
+        return f"{spent} full generations spent, {self._best(latest)}"
+
+    def _best(self, latest: Result | None) -> str:
         results = survey(self.store) + ([latest] if latest else [])
         best = fastest_feasible(results, self.study.floors)
         if best is None:

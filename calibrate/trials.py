@@ -4,6 +4,10 @@ Optuna's heartbeats end the trials of workers that fell silent. Two gaps remain,
 is killed before its trial's first heartbeat leaves a trial that Optuna never takes for stale, and one that is killed
 between ending a stale trial and queueing it again loses that trial. So every failed trial that nobody gave a reason for
 is queued again, by whoever looks first.
+
+Counting trials, queueing them again and starting one are done by one worker at a time, under the claim `TURN`. Without
+it, a trial that is queued again and started between two looks is counted in neither, and a place in the budget that is
+taken looks free.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ from calibrate.store.optuna_tables import HEARTBEATS
 # User attributes of trials, beside `RESULT`: why a candidate failed; the number of a trial that was stopped by hand.
 FAILURE, STOPPED = "failure", "stopped"
 
-_UPKEEP = "trials"
+# The claim under which trials are counted, queued again and started.
+TURN = "trials"
 
 
 @dataclass(frozen=True)
@@ -38,31 +43,39 @@ class Tally:
         finished: Trials that ended with a result or a reason, repeats of earlier candidates included.
         running: Trials that some worker has, or had until it died.
         queued: Trials that wait to be run, or to be queued again.
+        lost: Those of them that have yet to be queued again.
     """
 
     measured: int
     finished: int
     running: int
     queued: int
+    lost: int = 0
 
     @classmethod
     def of(cls, study: optuna.Study) -> Tally:
         """Counts."""
         trials = study.get_trials(deepcopy=False)
         results = [trial.user_attrs[RESULT]["trial"] for trial in trials if _has_result(trial)]
-        failed = sum(trial.state == TrialState.FAIL and FAILURE in trial.user_attrs for trial in trials)
+        failed = [trial for trial in trials if trial.state == TrialState.FAIL and FAILURE in trial.user_attrs]
         waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+        lost = len(_lost(trials))
         return cls(
-            measured=len(set(results)) + failed,
-            finished=len(results) + failed,
+            measured=len(set(results)) + len({frozenset(trial.params.items()) for trial in failed}),
+            finished=len(results) + len(failed),
             running=sum(trial.state == TrialState.RUNNING for trial in trials),
-            queued=waiting + len(_lost(trials)),
+            queued=waiting + lost,
+            lost=lost,
         )
 
+    def has_place(self, budget: int) -> bool:
+        """Whether a trial may be started, which takes what waits and draws a candidate only when nothing does.
 
-def was_queued(trial: FrozenTrial) -> bool:
-    """Whether the trial's parameters were given rather than drawn by a sampler."""
-    return "fixed_params" in trial.system_attrs or bool(RetryHeartbeatStaleTrialCallback.retry_history(trial))
+        Args:
+            budget: How many different candidates are to be measured.
+        """
+        waiting = self.queued - self.lost
+        return self.measured + self.running + (0 if waiting else self.lost) < budget
 
 
 def deaths(study: optuna.Study, trial: FrozenTrial) -> int:
@@ -87,17 +100,12 @@ class Upkeep:
         self._silent_since: dict[int, float] = {}
 
     def run(self) -> None:
-        """Ends the trials of dead workers and queues them again, unless another worker is at it."""
-        if not self._worker.try_claim(_UPKEEP):
-            return
-        try:
-            self._end_silent()
-            optuna.storages.fail_stale_trials(self._study)
-            for trial in _lost(self._study.get_trials(deepcopy=False)):
-                # The callback appends to the trial's own history.
-                RetryHeartbeatStaleTrialCallback()(self._study, copy.deepcopy(trial))
-        finally:
-            self._worker.release(_UPKEEP)
+        """Ends the trials of dead workers and queues them again; the caller holds `TURN`."""
+        self._end_silent()
+        optuna.storages.fail_stale_trials(self._study)
+        for trial in _lost(self._study.get_trials(deepcopy=False)):
+            # The callback appends to the trial's own history.
+            RetryHeartbeatStaleTrialCallback()(self._study, copy.deepcopy(trial))
 
     def _end_silent(self) -> None:
         """Ends running trials that have shown no sign of life since this worker first saw them, a grace period ago.

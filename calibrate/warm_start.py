@@ -1,4 +1,4 @@
-"""From the profile of another setting to first candidates of this study.
+"""From the profile or the study of another setting to first candidates of this study.
 
 Counts of rows (warm-up, skips, tail) carry over as they are. A threshold carries over as the share of this study's
 recorded changes that lie below it, because that is how this study searches thresholds. Whatever the space does not
@@ -21,6 +21,25 @@ Choice = TypeVar("Choice")
 
 # How far (in warm-up rows, in rows skipped) neighbours lie from the profile's policy, that one first.
 _NEIGHBOURS = ((0, 0), (1, 0), (0, -1), (0, 1), (-1, 0))
+# Of a study's front, so many are tried, evenly spread over it: there should be budget left for the search.
+_FROM_A_FRONT = 5
+
+
+def first_candidates(policies: Sequence[Policy], space: Space) -> list[dict[str, Any]]:
+    """Parameters of what to try first: a single policy with its neighbours, of several these alone.
+
+    Args:
+        policies: A profile's, or those of a study's front.
+        space: The study's.
+    """
+    if len(policies) == 1:
+        return neighbours_of(policies[0], space)
+    found: list[dict[str, Any]] = []
+    for index in np.unique(np.linspace(0, len(policies) - 1, _FROM_A_FRONT).round().astype(int)) if policies else ():
+        parameters = neighbours_of(policies[index], space)[0]
+        if parameters not in found:
+            found.append(parameters)
+    return found
 
 
 def neighbours_of(policy: Policy, space: Space) -> list[dict[str, Any]]:

@@ -31,8 +31,8 @@ from calibrate.store.optuna_tables import study_attribute, trial_states
 from calibrate.study_file import Case, Export, Generation, ModelSpec, Study, StudyFile, Timing
 from calibrate.target import Target
 from calibrate.timing import repeat_until_steady
-from calibrate.warm_start import neighbours_of
-from scope_runtime import Profile, ProfileError, Scope, apply_scope
+from calibrate.warm_start import first_candidates
+from scope_runtime import Policy, Profile, ProfileError, Scope, apply_scope
 
 # What the export does beside generating: metrics, clip, plot.
 _EXPORT_OVERHEAD_SECONDS = 15.0
@@ -105,13 +105,14 @@ def run(session: Session, warm_start: Path | None = None) -> Exported:
 
     Args:
         session: The study.
-        warm_start: A profile, of other settings perhaps, whose policy and its neighbours are tried first.
+        warm_start: A profile or a study file, of other settings perhaps: the profile's policy and its neighbours are
+            tried first, or the policies of the study's front.
 
     Raises:
         CalibrateError: If anything that the user can mend is in the way.
     """
     study = session.file.study
-    first = Profile.load(warm_start) if warm_start else None
+    first = _policies_of(warm_start) if warm_start else ()
     store = session.start()
     with Worker(store, study.workers.heartbeat) as worker:
         _work(
@@ -130,17 +131,32 @@ def _work(
     store: Store,
     worker: Worker,
     reserve: Callable[[list[Baseline]], float],
-    warm_start: Profile | None = None,
+    warm_start: Sequence[Policy] = (),
 ) -> None:
     """Baselines and search; of the minutes in the budget, what `reserve` says of the baselines is left over."""
     study = session.file.study
     optuna_study = open_optuna_study(store, create=True, heartbeat=study.workers.heartbeat)
     baselines = _baselines(session, store, worker)
     search = Search(study, store, optuna_study, session.target, baselines, worker, session.narrator)
-    if warm_start is not None:
-        search.enqueue(neighbours_of(warm_start.policy, search.space))
+    search.enqueue(first_candidates(warm_start, search.space))
     minutes = study.budget.minutes
     search.run(session.started + minutes * 60 - reserve(list(baselines.values())) if minutes else float("inf"))
+
+
+def _policies_of(warm_start: Path) -> list[Policy]:
+    """A profile's policy; or a study's front, the part of it above the floors if there is one.
+
+    Raises:
+        CalibrateError: If it is a study that has measured nothing yet.
+    """
+    if warm_start.suffix not in (".yaml", ".yml"):
+        return [Profile.load(warm_start).policy]
+    with open_session(warm_start, Narrator()) as other:
+        entries = pareto_front(other)
+    if not entries:
+        raise CalibrateError(f"--warm-start: {warm_start} has measured no candidate yet; run it first.")
+    above = [entry for entry in entries if entry["feasible"]]
+    return [Policy.from_dict(entry["policy"]) for entry in above or entries]
 
 
 def export(session: Session, settings: Export, trial: int | None = None) -> Exported:
@@ -171,6 +187,8 @@ def status(session: Session) -> dict[str, Any]:
         "change_maps": _change_maps(store),
         "candidates": len(results),
         "budget_trials": study.budget.trials,
+        "equivalents": store.equivalents() / len(study.search_cases),
+        "budget_equivalents": study.budget.equivalents,
         "feasible": sum(result.feasible(study.floors) for result in results),
         "best": with_policies(store, [best])[0].to_dict() if best else None,
         "profiles": [

@@ -10,7 +10,7 @@ from calibrate.store.models import (
     WorkerRecord,
 )
 from calibrate.store.storage import Heartbeat, Storage, database_failure, masked_url, portable_url
-from calibrate.store.store import Store, policy_digest
+from calibrate.store.store import Store, policy_digest, refuse_changes
 
 __all__ = [
     "Claim",
@@ -27,4 +27,5 @@ __all__ = [
     "masked_url",
     "policy_digest",
     "portable_url",
+    "refuse_changes",
 ]

@@ -140,6 +140,10 @@ class Storage:
             if schema.revision_of(connection) == schema.REVISION:
                 return
         with self._alone(), self.engine.begin() as connection:
+            if self.url.get_backend_name() == "sqlite":
+                # Python's driver begins no transaction for changes of tables: a process killed here would leave half of
+                # them, which nobody could open any more.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
                 schema.upgrade(connection)
             except schema.NewerSchema as newer:

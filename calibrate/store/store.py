@@ -60,7 +60,7 @@ class Store:
         _add_unless_there(storage, new)
         with storage.sessions.begin() as session:
             record = session.scalars(select(StudyRecord).where(StudyRecord.name == name)).one()
-            _refuse_changes(record, fixed_parts, model)
+            refuse_changes(record, fixed_parts, model)
             record.yaml_text = yaml_text
         return cls(storage, record)
 
@@ -157,6 +157,17 @@ class Store:
         with self.storage.sessions() as session:
             return session.scalars(query).all()
 
+    def equivalents(self) -> float:
+        """Full generations' worth of block evaluations spent on baselines and candidates, over all search cases."""
+        share = Generation.evaluations * 1.0 / func.nullif(Generation.stock_evaluations, 0)
+        query = select(func.sum(share)).where(
+            Generation.study_id == self.study.id,
+            Generation.state == "complete",
+            Generation.kind.in_(("stock", "exact", "candidate")),
+        )
+        with self.storage.sessions() as session:
+            return float(session.scalar(query) or 0.0)
+
     def last_activity(self) -> datetime | None:
         """When the newest generation finished."""
         query = select(func.max(Generation.finished)).where(Generation.study_id == self.study.id)
@@ -231,10 +242,20 @@ def _add_unless_there(storage: Storage, record: StudyRecord | Environment) -> No
         session.add(record)
 
 
-def _refuse_changes(record: StudyRecord, fixed_parts: dict[str, Any], model: dict[str, Any]) -> None:
+def refuse_changes(record: StudyRecord, fixed_parts: dict[str, Any], model: dict[str, Any] | None = None) -> None:
+    """Checks that a study can be continued.
+
+    Args:
+        record: As it was started.
+        fixed_parts: What the study file says now.
+        model: What its folder holds now, if that is known.
+
+    Raises:
+        CalibrateError: If something differs; its measurements could not be compared with new ones.
+    """
     before = record.fixed_parts
     changed = [field for field, value in fixed_parts.items() if _given(before.get(field)) != _given(value)]
-    if record.model != model:
+    if model is not None and record.model != model:
         changed.append("model (the files in its folder)")
     if changed:
         raise CalibrateError(

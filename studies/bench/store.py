@@ -41,7 +41,12 @@ def measure(generations: int) -> dict[str, Any]:
         figures = {
             "generations": sum(store.counts().values()),
             "status_seconds": _seconds(
-                lambda: (store.counts(), trial_states(storage, store.study.name), store.last_activity())
+                lambda: (
+                    store.counts(),
+                    store.equivalents(),
+                    trial_states(storage, store.study.name),
+                    store.last_activity(),
+                )
             ),
             "front_seconds": _seconds(lambda: with_policies(store, front(survey(store)))),
             "page_seconds": _seconds(lambda: list(islice(render(store, "csv"), _PAGE))),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,10 +248,11 @@ def test_floors_out_of_reach_are_answered_with_how_close_it_came(make_workplace:
     assert status["feasible"] == 0
 
 
-def test_a_hopeless_candidate_is_stopped_after_its_first_prompt(make_workplace: Make) -> None:
-    workplace = make_workplace(
-        floors={"psnr_db": 99.0, "psnr_worst_prompt_db": 99.0}, budget={"trials": 2}, name="strict"
-    )
+@pytest.mark.parametrize("floor", ["psnr_db", "psnr_worst_prompt_db", "psnr_worst_frame_db", "ssim", "max_memory"])
+def test_a_hopeless_candidate_is_stopped_after_its_first_prompt(make_workplace: Make, floor: str) -> None:
+    asked = {"ssim": 0.9999, "max_memory": "1KB"}.get(floor, 99.0)
+    none = {"psnr_db": None, "psnr_worst_prompt_db": None}
+    workplace = make_workplace(floors=none | {floor: asked}, budget={"trials": 2}, name="strict")
     workplace.scope("run", "study.yaml")
     status = json.loads(workplace.scope("status", "study.yaml", "--json").stdout)
     assert status["generations"]["candidate"] == 2
@@ -258,16 +260,20 @@ def test_a_hopeless_candidate_is_stopped_after_its_first_prompt(make_workplace: 
     assert front[0]["stopped"].startswith("stopped early")
 
 
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyError("out of memory")])
 def test_a_failing_candidate_is_recorded_and_the_study_goes_on(
-    make_workplace: Make, monkeypatch: pytest.MonkeyPatch
+    make_workplace: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
     workplace = make_workplace(budget={"trials": 3}, name="patchy")
     real, calls = Search._measure, []
 
     def sometimes(search: Search, trial: int, policy: Any) -> Any:
         calls.append(trial)
         if len(calls) == 1:
-            monkeypatch.setattr("calibrate.search.run_policy", _out_of_memory)
+            monkeypatch.setattr("calibrate.search.run_policy", fail)
             try:
                 return real(search, trial, policy)
             finally:
@@ -351,6 +357,28 @@ def test_a_warm_start_tries_the_profile_and_its_neighbours_first(finished: Workp
     assert any((p["warmup"], p["max_skip"]) == (wanted.warmup, wanted.max_skip) for p in tried)
 
 
+def test_a_warm_start_from_a_study_tries_its_front_first(finished: Workplace, make_workplace: Make) -> None:
+    front = [e for e in json.loads(finished.scope("front", "study.yaml", "--json").stdout) if e["feasible"]]
+    workplace = make_workplace(
+        name="warm", generation=CALL | {"num_inference_steps": 6}, budget={"trials": 1}, search_cases=SEARCH_CASES[:1],
+        floors={"psnr_db": None, "psnr_worst_prompt_db": None},
+    )  # fmt: skip
+    other = f"{finished.folder}/study.yaml"
+    unstarted = workplace.scope("run", "study.yaml", "--warm-start", other)
+    assert unstarted.exit_code == 2
+    assert "scope-calibrate run" in unstarted.stderr
+    # Paths of a database are relative to where the command runs.
+    (workplace.folder / "runs").mkdir(exist_ok=True)
+    shutil.copy(finished.folder / "runs/tiny.db", workplace.folder / "runs/tiny.db")
+    result = workplace.scope("run", "study.yaml", "--warm-start", other)
+    assert result.exit_code == 0, result.output
+    (tried,) = json.loads(workplace.scope("front", "study.yaml", "--json").stdout)
+    assert (tried["policy"]["warmup"], tried["policy"]["max_skip"]) == (
+        front[0]["policy"]["warmup"],
+        front[0]["policy"]["max_skip"],
+    )
+
+
 def test_the_budget_counts_full_generations_baselines_included(make_workplace: Make) -> None:
     workplace = make_workplace(
         name="thrifty", budget={"trials": 50, "equivalents": 3.0}, search_cases=SEARCH_CASES[:1],
@@ -370,6 +398,8 @@ def test_the_budget_counts_full_generations_baselines_included(make_workplace: M
         ).scalar_one()
     assert 2.0 < spent <= 3.3
     status = json.loads(workplace.scope("status", "study.yaml", "--json").stdout)
+    assert status["equivalents"] == pytest.approx(spent)
+    assert "of 3 full generations" in workplace.scope("status", "study.yaml").stdout
     assert status["change_maps"]["noise-level"]["prompts"] == 1
     assert status["change_maps"]["noise-level"]["pairs"] > 10
     assert "R2" in workplace.scope("status", "study.yaml").stdout
@@ -381,10 +411,6 @@ def _with_policy(profile: str, **changes: float) -> str:
     data = json.loads(profile)
     data["policy"] |= changes
     return json.dumps(data)
-
-
-def _out_of_memory(*_: Any) -> Any:
-    raise RuntimeError("out of memory")
 
 
 def _interrupt(*_: Any) -> Any:

@@ -31,8 +31,8 @@ def test_a_sound_study_passes_and_nothing_is_made(make_workplace: Make) -> None:
     code, checks = _examine(workplace)
     assert code == 0
     assert {name: check["state"] for name, check in checks.items()} == {
-        "weights": "ok", "device": "ok", "settings": "ok", "memory": "ok", "disk": "ok", "prompts": "warning",
-        "database": "ok", "time": "ok",
+        "weights": "ok", "device": "ok", "settings": "ok", "memory": "ok", "disk": "ok", "export": "ok",
+        "prompts": "warning", "database": "ok", "time": "ok",
     }  # fmt: skip
     assert "use three or more" in checks["prompts"]["message"]
     assert checks["time"]["figures"]["seconds_low"] < checks["time"]["figures"]["seconds_high"]
@@ -48,6 +48,25 @@ def test_the_time_of_a_started_study_is_measured(finished: Workplace) -> None:
     assert time["figures"]["measured"]
 
 
+def test_a_study_that_cannot_be_continued_is_found(finished: Workplace) -> None:
+    assert "will be continued" in finished.scope("doctor", "study.yaml").stdout
+    changed = finished.folder / "other-settings.yaml"
+    changed.write_text(finished.study.read_text().replace("guidance_scale: 3.0", "guidance_scale: 5.0"))
+    result = finished.scope("doctor", "other-settings.yaml")
+    assert result.exit_code == 2
+    assert "generation: study 'tiny' was started with another value" in result.stdout
+
+
+def test_the_time_of_a_bounded_budget_is_bounded(make_workplace: Make) -> None:
+    equivalents = []
+    for budget in ({"trials": 1000}, {"trials": 1000, "equivalents": 12.0}):
+        _, checks = _examine(make_workplace(budget=budget))
+        equivalents.append(checks["time"]["figures"]["stock_equivalents"])
+    held_out = 2 * 2
+    assert equivalents[0] > 600
+    assert equivalents[1] == pytest.approx(2 * 12 + held_out)
+
+
 @pytest.mark.parametrize(
     ("changes", "name", "fragment"),
     [
@@ -57,6 +76,9 @@ def test_the_time_of_a_started_study_is_measured(finished: Workplace) -> None:
         ({"storage": "postgresql+psycopg://anna:hunter2@127.0.0.1:1/scope"}, "database", "cannot be reached"),
         ({"quality": {"scores": [{"name": "s", "function": "nowhere.at_all:s"}]}}, "scores", "cannot be loaded"),
         ({"storage": "sqlite:////dev/null/x/study.db"}, "database", "choose another path"),
+        ({"export": {"path": "/dev/null/x/profile.json"}}, "export", "choose another path"),
+        ({"export": {"path": "pipe"}}, "export", "choose another path"),
+        ({"floors": {"max_memory": "1KB"}}, "memory", "floors.max_memory"),
     ],
 )
 def test_what_would_stop_the_study_fails_with_the_mend(

@@ -45,6 +45,8 @@ def test_the_front_leaves_out_what_is_beaten_in_both() -> None:
 def test_a_goal_that_was_not_met_is_answered_with_how_close_it_came() -> None:
     with pytest.raises(CalibrateError, match=r"min_speedup.* fastest \(trial 2\) gives 4\.00x"):
         pick(RESULTS, FLOORS, "fastest", 5.0)
+    with pytest.raises(CalibrateError, match=r"best that reaches it \(trial 5\) 6\.00x"):
+        pick(RESULTS, FLOORS, "best-quality", 5.0)
     with pytest.raises(CalibrateError, match=r"closest \(trial 4, .*misses psnr_db by 0\.5"):
         pick([RESULTS[4]], FLOORS, "fastest", None)
     with pytest.raises(CalibrateError, match="no policy was measured on all search cases"):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
 from calibrate import scores, timing
 from calibrate.errors import CalibrateError
+from calibrate.perceptual import vbench
 from calibrate.quality import Frames, interval
 from calibrate.recheck import recheck
 from calibrate.scores import Scores, vmaf_program
@@ -152,6 +158,62 @@ def test_a_score_that_cannot_be_had_is_one_sentence(clip: Frames, function: str,
     options = {"weights": "nowhere.safetensors"} if of == "pair" else {}
     with pytest.raises(CalibrateError, match=sentence):
         Scores([Score(name="s", function=function, of=of, options=options)]).measure("p", clip, clip)
+
+
+class TestVBench:
+    """VBench itself is not installed here: a stand-in is told what to measure and writes results as VBench does."""
+
+    @pytest.fixture
+    def score(self) -> Scores:
+        options = {"dimension": "imaging_quality", "weights": "vbench"}
+        return Scores([Score(name="imaging", function="calibrate.perceptual:vbench", options=options)])
+
+    @pytest.fixture
+    def weights(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.chdir(tmp_path)
+        # Put back what the score sets for VBench.
+        monkeypatch.setenv("VBENCH_CACHE_DIR", "")
+        file = tmp_path / "vbench/pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        return file
+
+    def test_it_measures_a_clip_of_the_users_own(
+        self, score: Scores, clip: Frames, weights: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class VBench:
+            def __init__(self, device: str, info: str, results: str) -> None:
+                self.results = Path(results)
+                self.results.mkdir()
+
+            def evaluate(self, videos_path: str, name: str, dimension_list: list[str], **options: Any) -> None:
+                assert os.environ["VBENCH_CACHE_DIR"] == str(weights.parents[1])
+                assert options["mode"] == "custom_input"
+                ((path, prompt),) = options["prompt_list"].items()
+                assert prompt == "a prompt"
+                assert Path(path).parent == Path(videos_path)
+                with av.open(path) as video:
+                    frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+                assert len(frames) == len(clip)
+                result = {dimension_list[0]: [float(np.mean(frames)) / 255, []]}
+                (self.results / f"{name}_eval_results.json").write_text(json.dumps(result))
+
+        monkeypatch.setitem(sys.modules, "vbench", SimpleNamespace(VBench=VBench))
+        found = score.measure("a prompt", clip, clip * np.float32(0.5))
+        assert found["imaging"] == pytest.approx(clip.mean() / 2, abs=0.01)
+        assert found["imaging_stock"] == pytest.approx(clip.mean(), abs=0.01)
+
+    def test_what_is_missing_is_named(
+        self, score: Scores, clip: Frames, weights: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "vbench", None)
+        with pytest.raises(CalibrateError, match="needs the package vbench"):
+            score.measure("p", clip, clip)
+        weights.unlink()
+        with pytest.raises(CalibrateError, match="musiq_spaq_ckpt-358bb6af.pth in the folder vbench"):
+            score.measure("p", clip, clip)
+        with pytest.raises(CalibrateError, match="choose one of subject_consistency"):
+            vbench("p", clip, dimension="color", weights="vbench")
 
 
 def test_small_frames_have_no_ms_ssim(clip: Frames, monkeypatch: pytest.MonkeyPatch) -> None:

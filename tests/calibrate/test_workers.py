@@ -10,17 +10,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
+import numpy as np
 import optuna
 import pytest
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
-from sqlalchemy import create_engine, text, update
+from sqlalchemy import create_engine, delete, text, update
 
 from calibrate.claims import Worker
+from calibrate.progress import Narrator
+from calibrate.results import RESULT, Result
 from calibrate.search import Search, open_optuna_study
-from calibrate.store import Heartbeat, Storage, Store, WorkerRecord
-from calibrate.trials import FAILURE, STOPPED, Tally, Upkeep, deaths, end_trial
+from calibrate.store import Claim, Generation, Heartbeat, Storage, Store, WorkerRecord
+from calibrate.study_file import Budget, Study
+from calibrate.trials import FAILURE, STOPPED, TURN, Tally, Upkeep, deaths, end_trial
 from tests.calibrate import worker_process
 from tests.calibrate.conftest import Workplace
 
@@ -124,6 +130,175 @@ class TestUpkeep:
             end_trial(study, trial._trial_id)
             Upkeep(study, worker).run()
         assert deaths(study, study.get_trials()[-1]) == 2
+
+
+class TestTurns:
+    """One worker, and a rival that acts wherever it can between two looks of the worker at the trials."""
+
+    CANDIDATES: ClassVar = [{"warmup": warmup, "max_skip": 1} for warmup in (1, 2, 3)]
+
+    @pytest.fixture
+    def search(self, store: Store, tiny_study: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Search]:
+        """A search of as many planned candidates as the budget has, whose measurements cost nothing."""
+        spec = {"method": "plain", "candidates": self.CANDIDATES, "warmup": {"low": 1, "high": 6}}
+        study = Study.model_validate(
+            tiny_study | {"search": spec, "floors": {}, "budget": {"trials": len(self.CANDIDATES)}}
+        )
+        baseline = SimpleNamespace(
+            observations=np.array([[row, 0, 0.1 * row, 0.1 * row, 0.2 * row] for row in range(1, 6)]),
+            timings=SimpleNamespace(exact_seconds=1.0, decode_seconds=1.0, exact_evaluations=20, stock_evaluations=30),
+        )
+        heartbeat = Heartbeat(interval=1, grace=60)
+        with Worker(store, heartbeat) as worker:
+            yield Search(
+                study,
+                store,
+                open_optuna_study(store, create=True, heartbeat=heartbeat),
+                SimpleNamespace(),  # type: ignore[arg-type]
+                dict.fromkeys(study.search_cases, baseline),  # type: ignore[arg-type]
+                worker,
+                Narrator(),
+            )
+
+    @pytest.mark.parametrize("planned", [3, 1])
+    @pytest.mark.parametrize("seed", range(6))
+    def test_nothing_beyond_the_budget_is_started_and_nothing_of_the_plan_is_lost(
+        self, search: Search, store: Store, monkeypatch: pytest.MonkeyPatch, seed: int, planned: int
+    ) -> None:
+        policies: list[Any] = []
+
+        def measure(trial: int, policy: Any) -> Result:
+            policies.append((policy.warmup, policy.max_skip))
+            return Result(trial, policy.to_dict(), 2.0, 2.0, {"psnr_db": 30.0, "psnr_worst_prompt_db": 30.0}, 2, None)
+
+        plan = search.space.first_candidates()[:planned]
+        monkeypatch.setattr(search.space, "first_candidates", lambda: plan)
+        monkeypatch.setattr(search, "_measure", measure)
+        with Worker(store, Heartbeat()) as rival:
+            _interfere(monkeypatch, search.optuna_study, rival, random.Random(seed))
+            search.run(float("inf"))
+        assert len(policies) == len(self.CANDIDATES)
+        assert {(c["warmup"], c["max_skip"]) for c in plan} <= set(policies)
+        states = Counter(trial.state for trial in search.optuna_study.get_trials(deepcopy=False))
+        assert set(states) <= {TrialState.COMPLETE, TrialState.FAIL}
+        # A drawn one may repeat an earlier one, which costs nothing.
+        assert states[TrialState.COMPLETE] >= len(self.CANDIDATES)
+
+    def test_a_result_outlives_a_worker_that_dies_right_after_it(
+        self, search: Search, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        measured: list[int] = []
+
+        def measure(trial: int, policy: Any) -> Result:
+            measured.append(trial)
+            return Result(trial, policy.to_dict(), 2.0, 2.0, {"psnr_db": 30.0, "psnr_worst_prompt_db": 30.0}, 2, None)
+
+        monkeypatch.setattr(search, "_measure", measure)
+        with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+            dying.setattr(search, "_refuse_taken_over", _interrupt)
+            search.run(float("inf"))
+        search.run(float("inf"))
+        trials = search.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        assert measured == [0, 1, 2]
+        # The trial that was queued again carries the first one's result: one candidate, counted once.
+        assert sorted(trial.user_attrs[RESULT]["trial"] for trial in trials) == measured
+
+    def test_candidates_that_run_elsewhere_count_against_the_budget_of_generations(
+        self, search: Search, store: Store
+    ) -> None:
+        for case in search.study.search_cases:
+            for kind, evaluations in (("stock", 30), ("exact", 20)):
+                store.add(_generation(store, kind, case.prompt, case.seed, evaluations, 30))
+        search.study = search.study.model_copy(update={"budget": Budget(trials=50, equivalents=3.1)})
+        assert search._equivalents() == pytest.approx(5 / 3)
+        # As many more as exact runs would fit: 5/3 + 2/3 + 2/3 = 3.
+        assert [search._affordable(running) for running in range(4)] == [True, True, True, False]
+        for _ in range(3):
+            search.optuna_study.enqueue_trial({"x": 0.5})
+            search.optuna_study.ask()
+        search.enqueue(search.space.first_candidates())
+        assert not search._take_turn()
+        assert search._progress().startswith("1.7 of 3.1 full generations spent")
+        # What the bar counts up to: two more candidates by generations, one by time (4 s for both prompts).
+        assert search._reachable(10, float("inf")) == 12
+        assert search._reachable(10, time.monotonic() + 5) == 11
+        assert search._reachable(10, time.monotonic() - 5) == 10
+
+    def test_a_worker_that_lost_its_turn_gives_the_trial_back(
+        self, search: Search, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ask, started = optuna.Study.ask, []
+
+        def late(study: optuna.Study, *args: Any) -> optuna.Trial:
+            if not started:  # another worker took the turn over, and with it the trial that was waiting
+                with store.storage.sessions.begin() as session:
+                    session.execute(delete(Claim).where(Claim.work == TURN))
+                started.append(ask(study))
+            return ask(study, *args)
+
+        monkeypatch.setattr(optuna.Study, "ask", late)
+        search._keep_change_maps()
+        search.enqueue(search.space.first_candidates()[:1])
+        assert search._take_turn()
+        trials = search.optuna_study.get_trials(deepcopy=False)
+        assert [trial.state for trial in trials] == [TrialState.RUNNING, TrialState.FAIL]
+        assert Tally.of(search.optuna_study) == Tally(measured=0, finished=0, running=1, queued=0)
+
+
+def _interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def _generation(store: Store, kind: str, prompt: str, seed: int, evaluations: int, stock: int) -> Generation:
+    now = datetime.now(UTC)
+    return Generation(
+        kind=kind,
+        environment_id=store.environment({}, {}),
+        prompt=prompt,
+        seed=seed,
+        settings={},
+        evaluations=evaluations,
+        stock_evaluations=stock,
+        state="complete",
+        started=now,
+        finished=now,
+    )
+
+
+def _interfere(monkeypatch: pytest.MonkeyPatch, study: optuna.Study, rival: Worker, chance: random.Random) -> None:
+    """Lets a second worker start what waits, or stop and give it back, whenever the first one has looked at the trials.
+
+    It keeps to the rule of `calibrate.trials`: it acts in its turn only.
+    """
+    real = {name: getattr(optuna.Study, name) for name in ("get_trials", "ask")}
+    held: list[optuna.Trial] = []
+
+    def act() -> None:
+        if held:
+            trial = held.pop()
+            trial.set_user_attr(STOPPED, trial.number)
+            end_trial(study, trial._trial_id)
+            RetryHeartbeatStaleTrialCallback()(study, study.get_trials()[trial.number])
+        elif study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            held.append(study.ask())
+
+    def followed(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found = real[name](*args, **kwargs)
+            if chance.random() < 0.5 and rival.try_claim(TURN):
+                with monkeypatch.context() as alone:
+                    for method, function in real.items():
+                        alone.setattr(optuna.Study, method, function)
+                    act()
+                rival.release(TURN)
+            return found
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(optuna.Study, name, followed(name))
+    # Nobody waits for the rival: it goes on as soon as the worker looks again.
+    monkeypatch.setattr(Worker, "wait", lambda _: None)
 
 
 def _trials(url: str, study: str) -> optuna.Study:

@@ -49,7 +49,9 @@ def test_replay_against_real_runs(study: Path, monkeypatch: pytest.MonkeyPatch) 
     assert figures["evaluations_exact"] is True
     assert -1 <= figures["rank_correlation"] <= 1
     assert figures["seconds_per_replay"] > 0
-    assert figures["policies"] == 3
+    assert set(figures) == {
+        "evaluations_exact", "rank_correlation", "seconds_per_replay", "seconds_per_run", "picked_minus_random_db",
+    }  # fmt: skip
     monkeypatch.setattr(Target, "denoise", _no_generation)
     again = _run(study, *arguments)
     measured = ("rank_correlation", "picked_minus_random_db", "seconds_per_run")
@@ -58,7 +60,10 @@ def test_replay_against_real_runs(study: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_search_by_replay_against_plain_optuna(study: Path) -> None:
     figures = _run(study, "search", "--budget", "2.5", "--budget", "4", "--trials", "3", "--trials", "5")
+    assert set(figures) == {"replay", "plain"}
     replay, plain = figures["replay"], figures["plain"]
+    assert {len(line) for line in replay} == {2}
+    assert {len(line) for line in plain} == {3}
     assert [line[0] for line in plain] == [3, 5]
     assert plain[0][1] < plain[1][1]
     assert replay[0][0] <= 2.5
