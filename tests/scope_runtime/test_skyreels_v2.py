@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ from scope_runtime import (
     MODULATED_INPUT,
     AttachError,
     ConcurrentCallError,
+    Decider,
     Policy,
+    Profile,
     ProfileMismatch,
     ScopeWarning,
     apply_scope,
@@ -156,6 +159,7 @@ def test_every_recompute_after_the_first_checks_the_prediction(pipe: Any) -> Non
     recomputes = "".join(scope.report.modes).count("R")
     assert len(errors) == 2 * (recomputes - 3)  # two branches; the first of each of three blocks has no history
     assert all(0 <= e.error < 10 for e in errors)
+    assert "relative error that predicting would have made" in str(scope.report)
 
 
 def test_the_magnitude_guard_recomputes(pipe: Any) -> None:
@@ -314,6 +318,19 @@ class TestPlans:
         with run_policy(pipe, Policy(plan=scope.plan)) as frozen:
             assert torch.equal(latents(pipe), decided)
         assert frozen.report.modes == scope.report.modes
+
+    def test_a_frozen_plan_travels_in_a_profile(
+        self, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plan = list(_plan(pipe))
+        plan[plan.index("RRR") + 1] = "RRC"  # no rule would do this
+        make_profile(pipe, plan=tuple(plan)).save(tmp_path / "plan.json")
+        profile = Profile.load(tmp_path / "plan.json")
+        monkeypatch.setattr(Decider, "_wish", lambda *_: pytest.fail("a frozen plan was decided upon"))
+        with apply_scope(pipe, profile) as scope:
+            latents(pipe)
+        assert [row.replace("K", ".") for row in scope.report.modes] == plan
+        assert list(scope.plan or ()) == plan
 
     def test_a_frozen_plan_never_looks_at_outputs(self, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         plan = _plan(pipe)
