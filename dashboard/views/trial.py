@@ -50,10 +50,10 @@ def show(page: Page) -> None:
     left, right = st.columns([1, 1], gap="large")
     with left:
         _watch(page, chosen, profile)
-        _times(page, measured)
+        _frames(page, measured)
     with right:
         _what_it_did(page, chosen)
-        _frames(page, measured)
+        _times(page, measured)
     _table(measured)
     st.divider()
     _take(page, result, profile)
@@ -190,11 +190,11 @@ def _table(measured: Sequence[Measurement]) -> None:
         pd.DataFrame(rows),
         hide_index=True,
         column_config={
-            "prompt": st.column_config.TextColumn(width="medium"),
+            "prompt": st.column_config.TextColumn(width=130),
             "seed": number(width=50),
             "speed-up": number(format="%.2fx"),
             "denoising s": number(format="%.2f"),
-            "stock s": number(format="%.2f"),
+            "stock s": number(format="%.2f", help="Denoising by the stock pipeline"),
             "PSNR": decibel,
             "worst frame": decibel,
             "motion PSNR": number(format="%.1f dB", help="PSNR of the differences between neighbouring frames"),

@@ -63,6 +63,13 @@ def test_estimates_are_marked_and_never_feasible(made: Made) -> None:
     assert "estimate, not measured (5)" in names
 
 
+def test_expected_errors_are_told_apart_and_explained_once() -> None:
+    figure = prediction_errors([[1, 0, 1, 0.2], [2, 0, 1, 0.1, 0.15], [3, 1, 1, 0.1, 0.2]], LIGHT)
+    expected = [trace for trace in figure.data if trace.name == "expected beforehand"]
+    assert [trace.y for trace in expected] == [(0.15,), (0.2,)]
+    assert [trace.showlegend for trace in expected] == [True, False]
+
+
 def test_the_mode_map_counts_its_letters() -> None:
     figure = mode_map(["R.", "PR", "CP", "KR"], LIGHT)
     assert figure.data[0].z.shape == (2, 4)
