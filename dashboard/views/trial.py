@@ -51,9 +51,9 @@ def show(page: Page) -> None:
     with left:
         _watch(page, chosen, profile)
         _frames(page, measured)
-        _times(page, measured)
     with right:
         _what_it_did(page, chosen)
+        _times(page, measured)
     _table(measured)
     st.divider()
     _take(page, result, profile)
