@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from scope_runtime import Report
+from scope_runtime import PredictionError, Report
 
 _DECIBEL_DIGITS = 2
 _ERROR_DIGITS = 3
@@ -21,7 +21,8 @@ def describe(report: Report, frame_psnr_db: Sequence[float]) -> dict[str, Any]:
 
     Returns:
         `Report.to_dict`, and beside it ``frame_psnr_db`` [frames] and ``prediction_errors``, one
-        ``[row, block, order, relative error]`` per recompute that had a history: the larger of the guidance branches'.
+        ``[row, block, order, relative error]`` per recompute that had a history: the larger of the guidance branches',
+        and after it the error that was predicted beforehand, where there was one.
     """
     return {
         **report.to_dict(),
@@ -31,12 +32,19 @@ def describe(report: Report, frame_psnr_db: Sequence[float]) -> dict[str, Any]:
 
 
 def _prediction_errors(report: Report) -> list[list[float]]:
-    larger: dict[tuple[int, int, int], float] = {}
+    larger: dict[tuple[int, int], PredictionError] = {}
     start = 0
     for window in report.windows:
         for found in window.prediction_errors:
-            if math.isfinite(found.error):
-                key = start + found.row, found.block, found.order
-                larger[key] = max(larger.get(key, 0.0), found.error)
+            key = start + found.row, found.block
+            if math.isfinite(found.error) and (key not in larger or found.error > larger[key].error):
+                larger[key] = found
         start += len(window.modes)
-    return [[*key, float(f"{error:.{_ERROR_DIGITS}g}")] for key, error in sorted(larger.items())]
+    return [
+        [*key, found.order, _rounded(found.error), *([] if found.predicted is None else [_rounded(found.predicted)])]
+        for key, found in sorted(larger.items())
+    ]
+
+
+def _rounded(error: float) -> float:
+    return float(f"{error:.{_ERROR_DIGITS}g}")

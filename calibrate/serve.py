@@ -63,7 +63,8 @@ def serve(url: str, address: str, port: int, *, headless: bool) -> NoReturn:
         "client.showErrorDetails": "none",
         # Not the theme as a whole: that would fix its base, and the browser's light or dark would be ignored.
         "theme.light.primaryColor": "#0072B2",
-        "theme.dark.primaryColor": "#56B4E9",
+        # White on it, as on buttons, and it on the dark page are both readable.
+        "theme.dark.primaryColor": "#2A86C7",
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "dashboard", *arguments]

@@ -59,6 +59,18 @@ class StudyData:
             "speedup_denoise": stock.seconds_denoise / exact.seconds_denoise,
         }
 
+    @property
+    def budget_spent(self) -> float:
+        """How much of the search's budget is spent, 0 to 1: of its trials or of its full generations, the larger."""
+        budget, prompts = self.study.budget, len(self.study.search_cases)
+        share = len(self.results) / budget.trials
+        if budget.equivalents is not None:
+            stock = self.full_compute.get("stock")
+            full = [c.cases * c.evaluations / stock.evaluations for c in self.full_compute.values()] if stock else []
+            searched = [result.cases / result.speedup_evaluations for result in self.results.values()]
+            share = max(share, (sum(full) + sum(searched)) / prompts / budget.equivalents)
+        return min(1.0, share)
+
     def profile_of(self, trial: int) -> ProfileRecord | None:
         """The newest export of a trial, with evidence from held-out prompts."""
         return next((record for record in reversed(self.profiles) if record.trial_number == trial), None)

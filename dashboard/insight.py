@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import kruskal, spearmanr
 
 from calibrate.results import front_indices
 
@@ -32,12 +32,15 @@ class Curve:
         low: First quartile in each bin.
         median: Median in each bin.
         high: Third quartile.
+        chance: Probability that bins of one and the same distribution would differ as much (Kruskal and Wallis); 1
+            where there is nothing to compare.
     """
 
     x: NDArray[np.float64]
     low: NDArray[np.float64]
     median: NDArray[np.float64]
     high: NDArray[np.float64]
+    chance: float
 
     @property
     def range(self) -> float:
@@ -91,8 +94,11 @@ def curve(x: Sequence[float], y: Sequence[float]) -> Curve:
         centres = (edges[1:] + edges[:-1]) / 2
     number = np.clip(np.digitize(values, edges[1:-1]), 0, len(centres) - 1)
     filled = np.flatnonzero(np.bincount(number, minlength=len(centres)))
-    quartiles = np.array([np.percentile(figures[number == n], (25, 50, 75)) for n in filled]).reshape(-1, 3)
-    return Curve(centres[filled], quartiles[:, 0], quartiles[:, 1], quartiles[:, 2])
+    groups = [figures[number == n] for n in filled]
+    quartiles = np.array([np.percentile(group, (25, 50, 75)) for group in groups]).reshape(-1, 3)
+    told_apart = len(groups) > 1 and len(np.unique(figures)) > 1
+    chance = float(kruskal(*groups).pvalue) if told_apart else 1.0
+    return Curve(centres[filled], quartiles[:, 0], quartiles[:, 1], quartiles[:, 2], chance)
 
 
 def hypervolume(points: pd.DataFrame, speed: str, quality: str, floor: float) -> tuple[list[int], list[float]]:

@@ -107,10 +107,10 @@ def tiles(page: Page, result: Result) -> None:
     worst = "psnr_worst_prompt_db"
     shown = (
         (
-            "Block evaluations",
+            "Evaluations",
             f"{result.speedup_evaluations:.2f}x",
             "fewer",
-            "Than stock makes; the same on any machine",
+            "Block evaluations: stock's over this policy's; the same on any machine",
         ),
         ("Denoising", f"{result.speedup_denoise:.2f}x", "faster", "Wall clock, not paired: a hint"),
         ("PSNR, mean", f"{figures['psnr_db']:.1f} dB", _over(floors, "psnr_db"), "Against the stock clips"),
@@ -118,7 +118,7 @@ def tiles(page: Page, result: Result) -> None:
         ("SSIM", f"{figures['ssim']:.4f}" if "ssim" in figures else "not kept", "1 is identical", "Mean of all frames"),
     )
     for column, (label, value, remark, meaning) in zip(row, shown, strict=True):
-        judged = remark is not None and remark.endswith("to floor")
+        judged = remark is not None and remark.endswith("floor")
         column.metric(
             label,
             value,
@@ -135,6 +135,7 @@ def sidebar(opened: Storage, heartbeat: tuple[Any, ...], names: list[str]) -> Pa
     """Draws the choices that hold on every view and reads the study that they name."""
     with st.sidebar:
         st.markdown("### scope-calibrate")
+        _note_missing(names)
         name = st.selectbox("Study", names, key="study", bind="query-params", on_change=_forget_trial)
         data = cache.study(opened, opened.url.render_as_string(hide_password=False), str(name), heartbeat)
         st.markdown("##### Axes")
@@ -172,11 +173,29 @@ def _floor(label: str, key: str, value: float | None) -> float | None:
 
 def _over(shortfalls: dict[str, float], name: str) -> str | None:
     """How far above its floor a figure is."""
-    return f"{-shortfalls[name]:+.1f} to floor" if name in shortfalls else None
+    if name not in shortfalls:
+        return None
+    return f"{-shortfalls[name]:+.1f} {'over' if shortfalls[name] <= 0 else 'under'} floor"
+
+
+def _note_missing(names: list[str]) -> None:
+    """Remembers, until another study is chosen, that the one asked for is not there, and says so."""
+    asked = st.session_state.get("study") or st.query_params.get("study")
+    if asked and asked not in names:
+        st.session_state["missing_study"] = asked
+        st.session_state.pop("study", None)
+        _drop("trial", "floor", "worst")
+    if missing := st.session_state.get("missing_study"):
+        st.warning(f"The study {missing!r} is not in this database (any more). Here is {names[0]!r}.")
 
 
 def _forget_trial() -> None:
     """Another study has other trials and floors of its own."""
-    for name in ("trial", "floor", "worst"):
+    st.session_state.pop("missing_study", None)
+    _drop("trial", "floor", "worst")
+
+
+def _drop(*names: str) -> None:
+    for name in names:
         st.query_params.pop(name, None)
         st.session_state.pop(name, None)

@@ -49,7 +49,7 @@ LIGHT = Palette(
     held_out="#009E73", reference="#31333F", recompute="#D55E00", predict="#0072B2", cache="#56B4E9", context="#CC79A7",
 )  # fmt: skip
 DARK = Palette(
-    text="#E6E8EC", grid="#2B3039", muted="#767E8A", ghost="#242932", feasible="#56B4E9", chosen="#E69F00",
+    text="#E6E8EC", grid="#2B3039", muted="#767E8A", ghost="#39414D", feasible="#56B4E9", chosen="#E69F00",
     held_out="#00C08B", reference="#E6E8EC", recompute="#E07B39", predict="#3D9BD6", cache="#9AD4F5", context="#CC79A7",
 )  # fmt: skip
 

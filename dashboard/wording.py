@@ -37,13 +37,20 @@ def headline(best: Result | None, feasible: int, measured: int) -> str:
     )
 
 
+def prompts(number: int, kind: str = "") -> str:
+    """So many prompts, in words that fit one as well."""
+    return f"{number} {kind}prompt{'' if number == 1 else 's'}"
+
+
 def policy_sentence(policy: Mapping[str, Any]) -> str:
     """What a policy does, in words.
 
     Args:
         policy: As JSON, see `scope_runtime.Policy`.
     """
-    tail = f" and the last {policy['tail']}" if policy["tail"] else ""
+    first = f"first {policy['warmup']} steps" if policy["warmup"] > 1 else "first step"
+    tail = "" if not policy["tail"] else f" and last {policy['tail']}" if policy["tail"] > 1 else " and the last one"
+    most = f"{policy['max_skip']} rows in a row" if policy["max_skip"] > 1 else "one row at a time"
     after = (
         "without a limit on accumulated change"
         if policy["predict_threshold"] is None
@@ -57,9 +64,9 @@ def policy_sentence(policy: Mapping[str, Any]) -> str:
     orders = {0: "by the newest one", 1: "along a line", 2: "along a parabola"}
     indicator = "noise level" if policy["indicator"] == "noise-level" else "transformer's modulated input"
     return (
-        f"Recomputes each block's first {policy['warmup']} steps{tail}. In between it {reuse} "
-        f"({orders[policy['order']]}), for at most {policy['max_skip']} rows in a row and {after}, which it reads from "
-        f"the {indicator}. When a block is recomputed, "
+        f"Recomputes each block's {first}{tail}. In between it {reuse} "
+        f"({orders[policy['order']]}), for at most {most} and {after}, which it reads from the "
+        f"{indicator}. When a block is recomputed, "
         + (
             "so is every active block before it."
             if policy["granularity"] == "prefix"
@@ -107,7 +114,8 @@ def usage(settings: Mapping[str, Any], file_name: str) -> str:
     return (
         "from scope_runtime import Profile, apply_scope\n\n"
         f"settings = dict(\n    {call},\n)\n"
-        f'with apply_scope(pipe, Profile.load("{file_name}")) as scope:\n'
+        f'profile = Profile.load("{file_name}")\n'
+        "with apply_scope(pipe, profile) as scope:\n"
         "    video = pipe(prompt, **settings).frames\n"
         "print(scope.report)"
     )

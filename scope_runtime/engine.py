@@ -57,8 +57,9 @@ class Engine:
         policy: Rules for skipping, or None for exact mode: every active block is computed in every row.
         observe: Record indicator and output changes (exact mode only makes sense of them).
         recorder: Told of every row when observing.
-        volatile: Blocks whose input changes although they are complete (a prefix that is noised anew in every row):
-            they are computed whenever a later block is and never captured.
+        volatile: Blocks whose input changes although they are complete (a prefix that is noised anew in every row).
+            They and all blocks after them, which attend to them, are computed whenever a later block is and are never
+            captured.
         offload: Keep context in host memory.
     """
 
@@ -77,7 +78,7 @@ class Engine:
         self.report = WindowReport(schedule)
         self._observe = observe
         self._recorder = recorder
-        self._volatile = volatile
+        self._volatile = frozenset(range(min(volatile), schedule.blocks)) if volatile else volatile
         self._offload = offload
         self._decider = Decider(policy, schedule) if policy else None
         self._keep_stale = policy is not None and needs_stale_context(policy, schedule)

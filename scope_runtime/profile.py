@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,7 +161,7 @@ class ModelIdentity:
             pipeline=type(pipe).__name__,
             transformer=type(transformer).__name__,
             config=_config_digest(transformer.config),
-            weights=_weights_digest(transformer.named_parameters()),
+            weights=_weights_digest(_stored_parameters(transformer)),
         )
 
     def mismatches(self, actual: ModelIdentity) -> list[str]:
@@ -195,6 +195,23 @@ def _config_digest(config: Mapping[str, Any]) -> str:
     # Private keys hold paths and versions; the block size is a call argument that the pipeline writes into the config.
     plain = {k: v for k, v in config.items() if not k.startswith("_") and k != "num_frame_per_block"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _stored_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """A model's parameters with their values, wherever accelerate keeps those of an offloaded module."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            owner, _, own_name = name.rpartition(".")
+            hook = getattr(model.get_submodule(owner), "_hf_hook", None)
+            stores = [getattr(h, "weights_map", None) for h in getattr(hook, "hooks", (hook,))]
+            stored = [store[own_name] for store in stores if store is not None]
+            if not stored:
+                raise ProfileError(
+                    "model.weights", f"cannot be checked: {name} holds no values (it is on the meta device)"
+                )
+            yield name, stored[0]
+        else:
+            yield name, parameter
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +47,8 @@ class PredictionError:
         sigma: Noise level.
         order: Order the extrapolation would have used.
         error: Relative L2 error.
+        predicted: The error to expect beforehand, by the first term that the extrapolation leaves out; its divided
+            difference is the one that the check before this one measured. None where there was no such check.
     """
 
     row: int
@@ -53,6 +57,7 @@ class PredictionError:
     sigma: float
     order: int
     error: float
+    predicted: float | None = None
 
 
 @dataclass
@@ -111,7 +116,26 @@ class WindowReport:
         if not self._errors:
             return []
         values = torch.stack([e[-1] for e in self._errors]).tolist()
-        return [PredictionError(*e[:-1], error=v) for e, v in zip(self._errors, values, strict=True)]
+        found = []
+        recorded: dict[tuple[int, str], list[float]] = {}  # noise levels of the recomputes, newest first
+        before: dict[tuple[int, str], tuple[int, float]] = {}  # order, and error over reach
+        for (row, block, branch, sigma, order, _), error in zip(self._errors, values, strict=True):
+            key = block, branch
+            points = recorded.setdefault(key, [self._first_recompute(block)])
+            reach = math.prod(abs(sigma - point) for point in points[: order + 1])
+            known, per_reach = before.get(key, (None, 0.0))
+            found.append(
+                PredictionError(row, block, branch, sigma, order, error, per_reach * reach if known == order else None)
+            )
+            before.pop(key, None)
+            if reach > 0 and math.isfinite(error / reach):
+                before[key] = order, error / reach
+            points.insert(0, sigma)
+        return found
+
+    def _first_recompute(self, block: int) -> float:
+        """The noise level at which a block was first computed."""
+        return next(self.schedule.sigma[row][block] for row, modes in enumerate(self.modes) if modes[block] == "R")
 
 
 @dataclass
@@ -207,6 +231,17 @@ class Report:
             "notes": self.notes,
         }
 
+    def _errors_line(self) -> list[str]:
+        errors = [e for e in self.prediction_errors if math.isfinite(e.error)]
+        if not errors:
+            return []
+        worst = max(errors, key=lambda e: e.error)
+        return [
+            f"relative error that predicting would have made at recomputes: median "
+            f"{statistics.median(e.error for e in errors):.3g}, largest {worst.error:.3g} (row {worst.row}, block "
+            f"{worst.block})"
+        ]
+
     def __str__(self) -> str:
         if not self.windows:
             return "No generation yet."
@@ -218,6 +253,7 @@ class Report:
             f"fallbacks {self.fallbacks}, over budget {self.over_budget}, longest skip {self.max_skip_seen}",
             f"context {self.context_bytes / 2**20:.1f} MiB, histories {self.history_bytes / 2**20:.1f} MiB"
             + (f", device peak {self.peak_memory_bytes / 2**20:.0f} MiB" if self.peak_memory_bytes else ""),
+            *self._errors_line(),
             *self.notes,
         ]
         for i, window in enumerate(self.windows):

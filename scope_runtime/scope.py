@@ -93,9 +93,19 @@ def apply_scope(
     return Scope(adapter(pipe, policy_for, context=ContextOptions(offload_context, max_context_bytes)))
 
 
-def run_policy(pipe: Any, policy: Policy) -> Scope:
-    """Accelerates a pipeline with a bare policy, whatever its settings: what calibration uses to try candidates."""
-    return Scope(_adapter_for(pipe)(pipe, lambda settings: (policy, "")))
+def run_policy(
+    pipe: Any, policy: Policy, *, offload_context: bool = False, max_context_bytes: int | None = None
+) -> Scope:
+    """Accelerates a pipeline with a bare policy, whatever its settings: what calibration uses to try candidates.
+
+    Args:
+        pipe: A pipeline of a known family.
+        policy: The rules.
+        offload_context: Keep captured context in host memory; slower, the same result.
+        max_context_bytes: Refuse a generation whose context would take more, before it starts.
+    """
+    context = ContextOptions(offload_context, max_context_bytes)
+    return Scope(_adapter_for(pipe)(pipe, lambda settings: (policy, ""), context=context))
 
 
 def exact(

@@ -52,6 +52,7 @@ def front_figure(
     colours: Palette,
     *,
     selected: int | None = None,
+    best: int | None = None,
     floor: float | None = None,
     references: Sequence[Reference] = (),
     held_out: Sequence[HeldOut] = (),
@@ -66,6 +67,7 @@ def front_figure(
         quality: The y axis.
         colours: Of the page.
         selected: The trial to ring.
+        best: The fastest trial above the floors, to be told apart whatever is selected.
         floor: A line at this quality.
         references: Stock and exact mode.
         held_out: Figures of exported trials.
@@ -88,8 +90,8 @@ def front_figure(
             shown = _apart(group, speed, quality)
             made.add_trace(_points(shown, f"{name} ({len(group):,})", marker, speed, quality, policies))
     if len(line):
-        best = {"symbol": "circle", "color": colours.feasible, "size": 11, "line": {"width": 1, "color": colours.text}}
-        trace = _points(line, f"best trade-offs ({len(line)})", best, speed, quality, policies)
+        dot = {"symbol": "circle", "color": colours.feasible, "size": 11, "line": {"width": 1, "color": colours.text}}
+        trace = _points(line, f"best trade-offs ({len(line)})", dot, speed, quality, policies)
         trace.update(
             mode="lines+markers",
             line={"color": colours.feasible, "width": 2},
@@ -99,7 +101,10 @@ def front_figure(
     _add_references(made, references, points, quality, speed, colours)
     if held_out:
         made.add_trace(_held_out(held_out, colours))
-    _add_selection(made, points, selected, speed, quality, colours)
+    star = {"symbol": "star", "size": 17, "color": colours.chosen, "line": {"width": 1, "color": colours.text}}
+    _add_mark(made, points[points["trial"] == best], "fastest above the floors", star, speed, quality)
+    ring = {"symbol": "circle-open", "size": 24, "color": colours.chosen, "line": {"width": 3}}
+    _add_mark(made, points[points["trial"] == selected], f"selected: trial {selected}", ring, speed, quality)
     if floor is not None:
         made.add_hline(y=floor, line={"color": colours.muted, "dash": "dash", "width": 1})
         made.add_annotation(
@@ -233,18 +238,19 @@ def _held_out(held_out: Sequence[HeldOut], colours: Palette) -> go.Scatter:
     )
 
 
-def _add_selection(
-    made: go.Figure, points: pd.DataFrame, selected: int | None, speed: Measure, quality: Measure, colours: Palette
+def _add_mark(
+    made: go.Figure,
+    point: pd.DataFrame,
+    name: str,
+    marker: Mapping[str, object],
+    speed: Measure,
+    quality: Measure,
 ) -> None:
-    chosen = points[points["trial"] == selected]
-    if len(chosen):
+    """A mark on one point that is drawn already; nothing where there is none."""
+    if len(point):
         made.add_trace(
             go.Scatter(
-                x=chosen[speed.key],
-                y=chosen[quality.key],
-                mode="markers",
-                name=f"selected: trial {selected}",
-                marker={"symbol": "circle-open", "size": 22, "color": colours.chosen, "line": {"width": 3}},
+                x=point[speed.key], y=point[quality.key], mode="markers", name=name, marker=dict(marker),
                 hoverinfo="skip",
             )
-        )
+        )  # fmt: skip

@@ -10,10 +10,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dashboard.insight import Curve
-from dashboard.measures import Measure
+from dashboard.measures import QUALITY, SPEED, Measure
 from dashboard.theme import Palette, figure
 
 _PARALLEL_LINES = 1500
+_FEW_VALUES = 12
 
 
 def importance_bars(by_goal: Mapping[str, Mapping[str, float]], colours: Palette) -> go.Figure:
@@ -130,8 +131,12 @@ def replay_against_real(estimated: Sequence[float], measured: Sequence[float], c
 
 
 def _dimension(name: Any, column: pd.Series) -> dict[str, Any]:
-    label = str(name).replace("_db", " dB").replace("_", " ")
+    measure = {**SPEED, **QUALITY}.get(str(name))
+    label = measure.short if measure else str(name).replace("_", " ")
     if pd.api.types.is_numeric_dtype(column):
-        return {"label": label, "values": column.to_numpy()}
+        few = np.unique(column.to_numpy())
+        # Between two whole numbers that were tried there is nothing to read off.
+        ticks = {"tickvals": few} if len(few) <= _FEW_VALUES and (few == np.round(few)).all() else {}
+        return {"label": label, "values": column.to_numpy(), **ticks}
     codes, texts = pd.factorize(column.astype(str), sort=True)
     return {"label": label, "values": codes, "tickvals": list(range(len(texts))), "ticktext": list(texts)}

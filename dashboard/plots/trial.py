@@ -40,7 +40,8 @@ def prediction_errors(errors: Sequence[Sequence[float]], colours: Palette) -> go
             beforehand, where there was one.
         colours: Of the page.
     """
-    made = figure(colours, "Row of the schedule", "Relative error of a prediction", 320)
+    made = figure(colours, "Row of the schedule", "Relative error of a prediction", 340)
+    said = False
     for block in sorted({int(e[1]) for e in errors}):
         own = [e for e in errors if e[1] == block]
         colour = SERIES[block % len(SERIES)]
@@ -61,11 +62,16 @@ def prediction_errors(errors: Sequence[Sequence[float]], colours: Palette) -> go
                     x=[e[0] for e in foreseen],
                     y=[e[4] for e in foreseen],
                     mode="markers",
-                    name=f"block {block}, predicted",
-                    marker={"symbol": "circle-open", "color": colour},
-                    hovertemplate=f"row %{{x}}, block {block}: predicted %{{y:.3g}}<extra></extra>",
+                    # One entry in the legend for all blocks: their colours are explained by the lines.
+                    name="expected beforehand",
+                    legendgroup="expected",
+                    showlegend=not said,
+                    legendrank=2000,
+                    marker={"symbol": "circle-open", "color": colour, "size": 8},
+                    hovertemplate=f"row %{{x}}, block {block}: expected %{{y:.3g}}<extra></extra>",
                 )
             )
+            said = True
     made.update_yaxes(type="log", dtick="D2", tickformat="~g")
     return made
 

@@ -52,6 +52,7 @@ def _draw_chart(page: Page) -> None:
         page.quality,
         page.colours,
         selected=page.trial,
+        best=page.best,
         floor=floors.get(page.quality.key),
         references=references,
         held_out=exported,

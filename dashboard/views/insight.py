@@ -13,6 +13,7 @@ from dashboard.plots import insight as plots
 _CURVE_TRIALS = 1500
 # A median that moves by less than this share of all values' spread says that the parameter hardly matters.
 _INERT_SHARE = 0.05
+_CHANCE = 0.05
 
 
 def show(page: Page) -> None:
@@ -84,6 +85,11 @@ def _numeric(parameters: insight.Parameters) -> list[str]:
 def _verdict(shape: insight.Curve, spread: float, measure: Measure) -> str:
     if spread and shape.range < _INERT_SHARE * spread:
         return f"Hardly any effect: the median moves by {measure.text(shape.range)} over the whole range."
+    if shape.chance > _CHANCE:
+        return (
+            f"No effect to be seen: chance alone would move the median as much ({measure.text(shape.range)}) with a "
+            f"probability of {shape.chance:.2f}."
+        )
     return f"The median moves by {measure.text(shape.range)} over the range tried; other parameters vary along with it."
 
 

@@ -18,8 +18,17 @@ from dashboard.data import explained
 from dashboard.page import Page, select_trial, tiles
 from dashboard.plots.mode_map import mode_map
 from dashboard.plots.trial import frame_quality, prediction_errors, time_spent
-from dashboard.wording import policy_sentence, reasons, usage
+from dashboard.wording import policy_sentence, prompts, reasons, usage
 from scope_runtime import Profile
+
+# Shorter than the metrics' own names, so that a narrow window holds them all.
+_COLUMNS = {
+    "psnr_db": "PSNR",
+    "psnr_worst_frame_db": "worst frame",
+    "temporal_psnr_db": "motion PSNR",
+    "ssim": "SSIM",
+    "motion_error_px": "flow error",
+}
 
 Measurement = tuple[Generation, dict[str, Any]]
 
@@ -41,10 +50,10 @@ def show(page: Page) -> None:
     left, right = st.columns([1, 1], gap="large")
     with left:
         _watch(page, chosen, profile)
-        _times(page, measured)
+        _frames(page, measured)
     with right:
         _what_it_did(page, chosen)
-        _frames(page, measured)
+        _times(page, measured)
     _table(measured)
     st.divider()
     _take(page, result, profile)
@@ -122,7 +131,10 @@ def _what_it_did(page: Page, chosen: Measurement) -> None:
     if detail.get("prediction_errors"):
         st.markdown("#### How far off predictions were")
         st.plotly_chart(prediction_errors(detail["prediction_errors"], page.colours), theme=None, key="errors")
-        st.caption("Measured at every recompute: what predicting would have given against what the model gave.")
+        st.caption(
+            "At every recompute: what predicting would have given against what the model gave (lines), and the error "
+            "that was to be expected (circles), from the first term that the extrapolation leaves out."
+        )
 
 
 def _frames(page: Page, measured: Sequence[Measurement]) -> None:
@@ -168,7 +180,7 @@ def _table(measured: Sequence[Measurement]) -> None:
             "speed-up": (row.stock_evaluations or 0) / row.evaluations if row.evaluations else None,
             "denoising s": row.seconds_denoise,
             "stock s": row.stock_seconds_denoise,
-            **{name: (row.metrics or {}).get(name) for name in METRICS},
+            **{_COLUMNS.get(name, name): (row.metrics or {}).get(name) for name in METRICS},
         }
         for row, _ in measured
     ]
@@ -178,16 +190,17 @@ def _table(measured: Sequence[Measurement]) -> None:
         pd.DataFrame(rows),
         hide_index=True,
         column_config={
-            "prompt": st.column_config.TextColumn(width="medium"),
+            "prompt": st.column_config.TextColumn(width=130),
+            "seed": number(width=50),
             "speed-up": number(format="%.2fx"),
             "denoising s": number(format="%.2f"),
-            "stock s": number(format="%.2f"),
-            "psnr_db": decibel,
-            "psnr_worst_frame_db": decibel,
-            "temporal_psnr_db": decibel,
-            "ssim": number(format="%.4f"),
-            "flicker": number(format="%.3f"),
-            "motion_error_px": number(format="%.3f px"),
+            "stock s": number(format="%.2f", help="Denoising by the stock pipeline"),
+            "PSNR": decibel,
+            "worst frame": decibel,
+            "motion PSNR": number(format="%.1f dB", help="PSNR of the differences between neighbouring frames"),
+            "SSIM": number(format="%.4f"),
+            "flicker": number(format="%.3f", help="Error of the change of mean luma between frames, in steps of 1/255"),
+            "flow error": number(format="%.3f px", help="Mean end-point error of the optical flow"),
         },
     )
 
@@ -221,9 +234,10 @@ def _take(page: Page, result: Result, record: ProfileRecord | None) -> None:
 
 def _evidence(evidence: dict[str, Any]) -> None:
     st.markdown(
-        f"- On {evidence['n']} held-out prompts, paired in one run: {evidence['speedup_evaluations']:.2f}x fewer block "
-        f"evaluations, {evidence['speedup_denoise']:.2f}x faster denoising, {evidence['speedup_end_to_end']:.2f}x end "
-        f"to end, {evidence['psnr_db']:.1f} dB, worst prompt {evidence['psnr_worst_prompt_db']:.1f} dB."
+        f"- On {prompts(evidence['n'], 'held-out ')}, paired in one run: {evidence['speedup_evaluations']:.2f}x fewer "
+        f"block evaluations, {evidence['speedup_denoise']:.2f}x faster denoising, "
+        f"{evidence['speedup_end_to_end']:.2f}x end to end, {evidence['psnr_db']:.1f} dB, "
+        f"worst prompt {evidence['psnr_worst_prompt_db']:.1f} dB."
     )
     for name, by in evidence.get("missed_floors", {}).items():
         st.markdown(f"- :orange[The held-out prompts miss the floor {name} by {by:.3g}.] The profile says so.")
@@ -232,7 +246,7 @@ def _evidence(evidence: dict[str, Any]) -> None:
 def _how_to_export(page: Page, result: Result) -> None:
     study = page.data.study
     st.markdown(
-        f"A profile carries evidence from the {len(study.held_out_cases)} held-out prompts, and this policy has not "
-        "been measured on them yet. This command measures them and writes the profile; then it can be downloaded here:"
+        f"A profile carries evidence from {prompts(len(study.held_out_cases), 'held-out ')}, and this policy has not "
+        "been measured there yet. This command measures them and writes the profile; then it can be downloaded here:"
     )
     st.code(f"scope-calibrate export {study.name}.yaml --trial {result.trial}", language="bash")

@@ -1,7 +1,8 @@
 """SkyReels-V2 diffusion forcing in diffusers: where the runtime meets the pipeline, without a fork.
 
-Three places are touched while attached, and restored on detaching:
+Four places are touched while attached, and restored on detaching:
 
+- ``pipe.check_inputs`` is shadowed on the instance: it refuses a call while another one runs.
 - ``pipe.generate_timestep_matrix`` is shadowed on the instance. It fires once per generation and once per long-video
   window and hands over the whole plan in advance: there the state of a window is born.
 - a diffusers `ModelHook` on the transformer answers its calls.
@@ -12,8 +13,8 @@ Three places are touched while attached, and restored on detaching:
 from __future__ import annotations
 
 import inspect
-import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,9 +30,11 @@ from diffusers.models.transformers.transformer_skyreels_v2 import (
     _get_qkv_projections,
 )
 
+from scope_runtime.adapters._calls import CallGate
+from scope_runtime.adapters._hooks import Interception, loaded
 from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
 from scope_runtime.engine import Engine, Recorder
-from scope_runtime.errors import AttachError, ConcurrentCallError
+from scope_runtime.errors import AttachError
 from scope_runtime.policy import CONTEXT_DTYPES, Policy, needs_stale_context
 from scope_runtime.profile import Settings
 from scope_runtime.report import Report
@@ -196,6 +199,10 @@ class _Call:
     def modulated_input(self, blocks: tuple[int, ...]) -> dict[int, torch.Tensor]:
         """First block's input after timestep modulation, ``[batch, tokens, dim]`` per block."""
         model = self.attachment.transformer
+        with loaded(model, model.blocks[0]):
+            return self._modulated_input(model, blocks)
+
+    def _modulated_input(self, model: Any, blocks: tuple[int, ...]) -> dict[int, torch.Tensor]:
         first, embedder = model.blocks[0], model.condition_embedder
         hidden = model.patch_embedding(self._select(self.arguments["hidden_states"], blocks, dim=2))
         timestep = self._select(self.arguments["timestep"], blocks, dim=1)
@@ -241,8 +248,6 @@ class SkyReelsV2Attachment:
         self._observe = observe
         self._recorder = recorder
         self._context = context or ContextOptions()
-        self._owner: int | None = None
-        self._overtaken: set[int] = set()
         self._engine: Engine | None = None
         self._plan: dict[str, Any] | None = None
         self._rotary: torch.Tensor | None = None
@@ -252,9 +257,8 @@ class SkyReelsV2Attachment:
 
         self._generate_timestep_matrix = pipe.generate_timestep_matrix
         pipe.generate_timestep_matrix = self._begin_window
-        registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
-        registry.register_hook(_TransformerHook(self), _HOOK)
-        registry.invalidate_child_registries_cache()
+        self._gate = CallGate(pipe)
+        self._interception = Interception(self.transformer, _TransformerHook(self), _HOOK)
         self._rope_hook = self.transformer.rope.register_forward_hook(self._replace_rotary)
         self._attention = [block.attn1 for block in self.transformer.blocks]
         for layer, attention in enumerate(self._attention):
@@ -288,14 +292,12 @@ class SkyReelsV2Attachment:
 
     def detach(self) -> None:
         """Gives the pipeline back as it was; harmless when called twice."""
-        self._owner = threading.get_ident()
-        self.end_generation()
+        self._forget(self._plan)
         if self.pipe.__dict__.get("generate_timestep_matrix") != self._begin_window:
             return
         del self.pipe.generate_timestep_matrix
-        registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
-        registry.remove_hook(_HOOK, recurse=False)
-        registry.invalidate_child_registries_cache()
+        self._gate.close()
+        self._interception.remove()
         self._rope_hook.remove()
         for attention in self._attention:
             attention.set_processor(attention.processor.original)
@@ -307,34 +309,25 @@ class SkyReelsV2Attachment:
         result = self._generate_timestep_matrix(*args, **kwargs)
         bound = inspect.signature(self._generate_timestep_matrix).bind(*args, **kwargs)
         bound.apply_defaults()
-        thread = threading.get_ident()
         # Every call sets the timestep to None, every row to something else: None here is a new generation, anything
         # else a further window of the one that is running.
-        if self.pipe._current_timestep is None or thread != self._owner:
+        if self.pipe._current_timestep is None:
             self.report = Report()
             self._started = time.perf_counter()
-            if self.transformer.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(self.transformer.device)
-        if self._plan is not None and self._owner is not None and thread != self._owner:
-            self._overtaken.add(self._owner)
-        self._overtaken.discard(thread)
-        self._owner = thread
-        _, step_index, update, _ = result
+            if self.pipe._execution_device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.pipe._execution_device)
+        self._interception.keep()
+        step_matrix, step_index, update, _ = result
         self._plan = {**bound.arguments, "step_index": step_index, "update": update}
         self._engine = None
         self._rotary_tables = {}
+        # The pipeline holds the matrix as long as the window runs, also when an exception ends it.
+        weakref.finalize(step_matrix, self._forget, self._plan).atexit = False
         return result
 
     def answer(self, branch: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answers a transformer call: from the engine inside a generation, by the stock forward outside one."""
-        thread = threading.get_ident()
-        if thread in self._overtaken:
-            self._overtaken.discard(thread)
-            raise ConcurrentCallError(
-                "another thread has started a generation on this pipeline: a pipeline generates one video at a time, "
-                "so give every thread its own"
-            )
-        if self._plan is None:
+        if self._plan is None or not self._gate.owns():
             return forward(*args, **kwargs)
         arguments = _bind(forward, args, kwargs)
         if self._engine is None:
@@ -355,11 +348,14 @@ class SkyReelsV2Attachment:
 
     def end_generation(self) -> None:
         """Drops the state of the finished generation; its report stays."""
-        if threading.get_ident() != self._owner:
-            return  # the end of a call that another thread's call has overtaken
-        self._engine = None
-        self._plan = None
-        self._rotary_tables = {}
+        self._forget(self._plan)
+
+    def _forget(self, plan: dict[str, Any] | None) -> None:
+        """Drops the state of the window with this plan, unless a later one has taken its place."""
+        if self._plan is plan:
+            self._engine = None
+            self._plan = None
+            self._rotary_tables = {}
 
     def _new_engine(self, arguments: dict[str, Any]) -> Engine:
         plan = self._plan
@@ -464,7 +460,8 @@ class SkyReelsV2Attachment:
     def _rotary_of(self, blocks: tuple[int, ...], hidden: torch.Tensor, block_frames: int) -> torch.Tensor:
         """Rotary factors of the absolute frames of ``blocks``: complex ``[1, tokens, 1, head_dim / 2]``."""
         if blocks not in self._rotary_tables:
-            cos, sin = self.transformer.rope(hidden)  # reads only the shape of its input
+            with loaded(self.transformer):
+                cos, sin = self.transformer.rope(hidden)  # reads only the shape of its input
             table = torch.complex(cos[..., 0::2].float(), sin[..., 1::2].float())
             tokens = table.shape[1] * block_frames // hidden.shape[2]
             self._rotary_tables[blocks] = torch.cat([table[:, b * tokens : (b + 1) * tokens] for b in blocks], dim=1)

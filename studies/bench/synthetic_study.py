@@ -6,12 +6,14 @@ Generations go through the store. Trials are written to Optuna's tables at once:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import optuna
+import torch
 import yaml
 from optuna.trial import TrialState
 from sqlalchemy import MetaData, func, insert, select, text
@@ -21,10 +23,11 @@ from calibrate.results import RESULT, Result
 from calibrate.search import open_optuna_study
 from calibrate.store import Generation, Storage, Store
 from calibrate.study_file import Case, Study
-from scope_runtime import ChangeMap, Phase, Policy, Report, Schedule
+from scope_runtime import ChangeMap, Policy, Report, Schedule, plan_of
 from scope_runtime.report import WindowReport
 
-_ROWS, _BLOCKS = 24, 5
+_STEPS, _LAG, _BLOCKS = 16, 2, 5
+_ROWS = _STEPS + _LAG * (_BLOCKS - 1)
 _STOCK_EVALUATIONS = 2 * _ROWS * _BLOCKS
 _DISTRIBUTIONS: dict[str, optuna.distributions.BaseDistribution] = {
     "cache_quantile": optuna.distributions.FloatDistribution(0.0, 0.4),
@@ -98,9 +101,15 @@ def write_study(
         written.append((parameters, result, _attributes(result, estimates, random)))
         if generations is None or number < first + generations:
             for row in rows:
-                store.add(row, describe(_report(parameters), random.normal(35, 3, 97).tolist()))
+                store.add(row, describe(_report(policy, random), _frame_psnr_db(row, random)))
     _write_trials(storage, optuna_study._study_id, written)
     return store
+
+
+def _frame_psnr_db(row: Generation, random: np.random.Generator) -> list[float]:
+    """Frames of a clip are alike: their quality wanders."""
+    wandering = np.cumsum(random.normal(0, 0.5, 97))
+    return list((row.metrics or {})["psnr_db"] + wandering - wandering.mean())
 
 
 def _write_trials(
@@ -194,18 +203,25 @@ def _generation(kind: str, environment: int, case: Case, evaluations: int, secon
     )  # fmt: skip
 
 
-def _report(parameters: dict[str, Any]) -> Report:
-    period = parameters["max_skip"] + 1
-    rows = [
-        "".join("R" if r < parameters["warmup"] or r % period == 0 else "P" for _ in range(_BLOCKS))
-        for r in range(_ROWS)
-    ]
-    schedule = Schedule(
-        sigma=tuple((1 - r / _ROWS,) * _BLOCKS for r in range(_ROWS)),
-        phase=((Phase.ACTIVE,) * _BLOCKS,) * _ROWS,
-        block_frames=5,
+def _report(policy: Policy, random: np.random.Generator) -> Report:
+    """What the runtime would report: blocks that start after each other, captures, and errors that fall with sigma."""
+    index = [[min(max(r - _LAG * b + 1, 0), _STEPS + 1) for b in range(_BLOCKS)] for r in range(_ROWS)]
+    update = [[0 < k <= _STEPS for k in row] for row in index]
+    schedule = Schedule.from_step_index(index, update, [1 - k / _STEPS for k in range(_STEPS)], block_frames=5)
+    modes = [list(row) for row in plan_of(policy, schedule) or ()]
+    for block in range(_BLOCKS - 1):
+        modes[_LAG * block + _STEPS][block] = "K"
+    window = WindowReport(
+        schedule, ["".join(row) for row in modes], evaluations=100, stock_evaluations=_STOCK_EVALUATIONS
     )
-    return Report(windows=[WindowReport(schedule, rows, evaluations=100, stock_evaluations=_STOCK_EVALUATIONS)])
+    for block in range(_BLOCKS):
+        column = "".join(row[block] for row in modes).replace("C", "P")
+        window.max_skip_seen = max(window.max_skip_seen, *map(len, re.findall("P*", column)))
+        for row in [r for r, letter in enumerate(column) if letter == "R"][1:]:
+            sigma = schedule.sigma[row][block]
+            error = (0.02 + 0.4 * sigma**3) * float(random.lognormal(0, 0.3))
+            window.add_prediction_error(row, block, "cond", sigma, policy.order, torch.tensor(error))
+    return Report(windows=[window])
 
 
 def _attributes(result: Result, estimate: bool, random: np.random.Generator) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def test_a_selected_trial_is_shown_with_its_modes_and_its_profile(page: AppTest,
     shown = _show(page, POLICY)
     assert "What each block did" in shown
     assert "Grey is what stock computes" in shown
+    assert "the error that was to be expected" in shown
     assert "No clip of this generation" not in shown
     assert 'Profile.load("made.json")' in page.code[0].value
     other = next(trial for trial in made.data.results if trial != made.best)
@@ -74,6 +75,19 @@ def test_insight_and_studies_draw(page: AppTest) -> None:
     assert "Rank correlation" in _show(page, INSIGHT)
     assert "Only the best measured trade-offs" in _show(page, STUDIES)
     assert page.dataframe[0].value["study"].tolist() == ["other", "made"]
+
+
+def test_a_study_that_is_not_there_is_a_sentence_and_another_is_shown(page: AppTest, made: Made) -> None:
+    page.query_params["study"] = "gone"
+    page.query_params["trial"] = str(made.best)
+    page.run()
+    assert not page.exception
+    assert "'gone' is not in this database (any more)" in page.warning[0].value
+    assert "trial" not in page.query_params
+    page.run()
+    assert page.warning  # until another study is chosen
+    page.selectbox(key="study").set_value("made").run()
+    assert not page.warning
 
 
 def _opened(url: str, monkeypatch: pytest.MonkeyPatch) -> AppTest:

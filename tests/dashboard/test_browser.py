@@ -55,10 +55,29 @@ def test_a_click_selects_a_point_and_the_address_shares_it(page: Any, made: Made
     page.get_by_text(f"Trial {number} (selected)").wait_for()
 
 
+def test_a_floor_filters(page: Any, made: Made) -> None:
+    def feasible() -> int:
+        told = page.locator("[data-testid=stMain] p", has_text="policies above the floors").inner_text()
+        return int(re.search(r"of ([\d,]+) policies above", told).group(1).replace(",", ""))
+
+    before = feasible()
+    page.get_by_role("slider").first.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_url(re.compile("floor=37"))
+    page.wait_for_function(
+        "before => !document.querySelector('[data-testid=stMain]').innerText.includes(`of ${before} policies above`)",
+        arg=str(before),
+    )
+    assert feasible() < before
+
+
 def test_the_clips_play_and_the_profile_goes_into_the_runtime(page: Any, made: Made, tmp_path: Path) -> None:
     page.goto(re.sub(r"\?.*", f"?study=made&view=Policy&trial={made.best}", page.url))
     page.wait_for_selector("video")
     page.wait_for_function("() => { const v = document.querySelector('video'); return v.readyState >= 2 && !v.error; }")
+    page.evaluate("document.querySelector('video').play()")
+    page.wait_for_function("() => document.querySelector('video').currentTime > 0.05")
     assert page.evaluate("document.querySelector('video').duration") == pytest.approx(6 / 24, abs=0.1)
     with page.expect_download() as download:
         page.get_by_role("button", name="Download made.json").click()

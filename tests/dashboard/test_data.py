@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 from calibrate.errors import CalibrateError
 from calibrate.results import Result
-from calibrate.store import Storage
+from calibrate.store import Storage, browse
 from calibrate.study_file import Floors
 from dashboard.data import best_point, feasible, front, load_study
 from dashboard.wording import headline, policy_sentence, reasons, usage
@@ -42,6 +44,25 @@ def test_exact_mode_is_a_point_of_its_own(made: Made) -> None:
     assert made.data.exact_speedup == pytest.approx({"speedup_evaluations": 2.0, "speedup_denoise": 8 / 5})
 
 
+def test_the_budget_is_spent_by_trials_or_by_full_generations(made: Made) -> None:
+    assert made.data.budget_spent == 1.0
+    study = made.data.study
+    budget = study.budget.model_copy(update={"trials": 80, "equivalents": None})
+    assert replace(made.data, study=study.model_copy(update={"budget": budget})).budget_spent == TRIALS / 80
+    full = 1 + 1 / 2 + sum(1 / result.speedup_evaluations for result in made.data.results.values())
+    budget = study.budget.model_copy(update={"trials": 10_000, "equivalents": 100.0})
+    spent = replace(made.data, study=study.model_copy(update={"budget": budget})).budget_spent
+    assert spent == pytest.approx(full / 100)
+
+
+def test_what_was_predicted_is_kept_beside_what_was_measured(made: Made, read_only: Storage) -> None:
+    policy = made.data.results[made.best].policy
+    _, detail = browse.measurements(read_only, made.data.record.id, policy)[0]
+    errors = detail["prediction_errors"]
+    assert {len(error) for error in errors} == {4, 5}  # the first check of a block has none before it
+    assert all(error[4] > 0 for error in errors if len(error) == 5)
+
+
 def test_a_deleted_study_is_one_sentence(read_only: Storage) -> None:
     with pytest.raises(CalibrateError, match="'gone' is not in this database"):
         load_study(read_only, "gone")
@@ -67,7 +88,9 @@ def test_a_policy_in_words_names_its_numbers(made: Made) -> None:
     policy = made.data.results[made.best].policy
     sentence = policy_sentence(policy)
     assert f"first {policy['warmup']} steps" in sentence
-    assert f"at most {policy['max_skip']} rows" in sentence
+    assert f"at most {policy['max_skip']} rows in a row" in sentence
+    assert "first step and the last one" in policy_sentence({**policy, "warmup": 1, "tail": 1})
+    assert "at most one row at a time" in policy_sentence({**policy, "max_skip": 1})
     assert "without a limit" in policy_sentence({**policy, "predict_threshold": None})
 
 

@@ -44,3 +44,12 @@ def test_a_curve_bins_what_is_continuous_and_leaves_gaps_out() -> None:
     shape = insight.curve(x.tolist(), x.tolist())
     assert len(shape.x) < 12
     assert (np.diff(shape.median) > 0).all()
+
+
+def test_a_curve_tells_an_effect_from_chance() -> None:
+    random = np.random.default_rng(0)
+    x, noise = random.uniform(0, 1, 300), random.normal(0, 1, 300)
+    assert insight.curve(x.tolist(), noise.tolist()).chance > 0.05
+    assert insight.curve(x.tolist(), (noise + 3 * x).tolist()).chance < 1e-6
+    assert insight.curve([1.0, 1.0], [2.0, 3.0]).chance == 1.0
+    assert insight.curve([1.0, 2.0], [3.0, 3.0]).chance == 1.0

@@ -27,9 +27,20 @@ def test_every_point_of_the_front_carries_its_trial(made: Made, quality) -> None
     )  # fmt: skip
     numbered = [int(number) for trace in figure.data if trace.customdata is not None for number in trace.customdata]
     assert sorted(numbered) == sorted(points["trial"])
+    assert "fastest above the floors" not in [trace.name for trace in figure.data]
     ring = next(trace for trace in figure.data if trace.name == f"selected: trial {made.best}")
     assert ring.x[0] == made.data.results[made.best].speedup_evaluations
     assert "Infinity" not in json.dumps(json.loads(figure.to_json()))
+
+
+def test_the_fastest_above_the_floors_is_marked_whatever_is_selected(made: Made) -> None:
+    points = made.data.points
+    other = next(trial for trial in points["trial"] if trial != made.best)
+    holds = feasible(points, made.data.study.floors)
+    figure = front_figure(points, holds, SPEEDUP, PSNR, LIGHT, selected=other, best=made.best)
+    star = next(trace for trace in figure.data if trace.name == "fastest above the floors")
+    assert star.x[0] == made.data.results[made.best].speedup_evaluations
+    assert star.hoverinfo == "skip"  # a click goes to the point beneath
 
 
 def test_of_a_crowd_points_that_cover_each_other_are_drawn_once(made: Made) -> None:
@@ -50,6 +61,13 @@ def test_estimates_are_marked_and_never_feasible(made: Made) -> None:
     assert not holds.iloc[:5].any()
     names = [trace.name for trace in front_figure(points, holds, SPEEDUP, PSNR, DARK).data]
     assert "estimate, not measured (5)" in names
+
+
+def test_expected_errors_are_told_apart_and_explained_once() -> None:
+    figure = prediction_errors([[1, 0, 1, 0.2], [2, 0, 1, 0.1, 0.15], [3, 1, 1, 0.1, 0.2]], LIGHT)
+    expected = [trace for trace in figure.data if trace.name == "expected beforehand"]
+    assert [trace.y for trace in expected] == [(0.15,), (0.2,)]
+    assert [trace.showlegend for trace in expected] == [True, False]
 
 
 def test_the_mode_map_counts_its_letters() -> None:
@@ -73,7 +91,11 @@ def test_every_axis_has_a_label(made: Made) -> None:
         assert figure.layout.yaxis.title.text
     assert importance_bars({"PSNR": {"warmup": 1.0}}, LIGHT).layout.xaxis.title.text
     assert time_spent({"stock": {"denoising": 2.0, "decoding": 1.0}}, LIGHT).layout.xaxis.title.text
-    assert len(parallel_coordinates(points[["ssim", "psnr_db"]], PSNR, LIGHT).data[0].dimensions) == 2
+    steps = points[["ssim", "psnr_db"]].assign(max_skip=[1, 2] * (len(points) // 2))
+    ssim, psnr, skips = parallel_coordinates(steps, PSNR, LIGHT).data[0].dimensions
+    assert (ssim.label, psnr.label, skips.label) == ("SSIM", "PSNR, mean", "max skip")
+    assert list(skips.tickvals) == [1, 2]
+    assert ssim.tickvals is None
 
 
 def test_single_frames_of_a_clip_can_be_seen(made: Made) -> None:

@@ -85,3 +85,13 @@ def test_offloading_changes_nothing(pipe: Any) -> None:
         on_device = latents(pipe)
     with exact(pipe, offload_context=True):
         assert torch.equal(latents(pipe), on_device)
+
+
+def test_a_window_fits_where_all_of_it_does_not(pipe: Any) -> None:
+    changes = {"num_frames": 69, "num_inference_steps": 4}  # six blocks
+    limit = context_bytes(layers=2, width=24, tokens=3, blocks=2, branches=2, batch=1, itemsize=4)
+    with run_policy(pipe, Policy(max_skip=0), max_context_bytes=limit), pytest.raises(ContextTooLarge, match="GiB"):
+        latents(pipe, **changes)
+    with run_policy(pipe, Policy(max_skip=0, context_window=1), max_context_bytes=limit) as scope:
+        latents(pipe, **changes)
+    assert 0 < scope.report.context_bytes <= limit

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +18,18 @@ from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig
 from PIL import Image
 
-from scope_runtime import MODULATED_INPUT, AttachError, ModelIdentity, Policy, Settings, exact, run_policy
+from scope_runtime import (
+    MODULATED_INPUT,
+    AttachError,
+    ModelIdentity,
+    Policy,
+    ProfileError,
+    Settings,
+    apply_scope,
+    exact,
+    run_policy,
+)
+from tests.scope_runtime.test_profile import make_profile
 from tests.tiny import CALL, latents, tiny_pipeline
 
 IMAGE = Image.new("RGB", (16, 16), (200, 40, 40))
@@ -76,10 +90,90 @@ def test_video_to_video_with_a_policy(pipe: Any, granularity: str) -> None:
     assert scope.report.speedup_evaluations > 1.5
 
 
+LONG = {"num_frames": 57, "base_num_frames": 33, "overlap_history": 9}
+BIDIRECTIONAL = {"ar_step": 0, "causal_block_size": 1}
+EVERY_MODE: dict[str, tuple[type | None, Callable[..., torch.Tensor], dict[str, Any]]] = {
+    "text, asynchronous": (None, latents, {}),
+    "text, block by block": (None, latents, {"ar_step": 8}),
+    "text, synchronous": (None, latents, {"ar_step": 0}),
+    "text, bidirectional": (None, latents, BIDIRECTIONAL),
+    "text, asynchronous and bidirectional": (None, latents, {"causal_block_size": 1}),
+    "text, without guidance": (None, latents, {"guidance_scale": 1.0}),
+    "text, long": (None, latents, LONG),
+    "text, long, block by block": (None, latents, LONG | {"ar_step": 8}),
+    "text, long, bidirectional": (None, latents, LONG | BIDIRECTIONAL),
+    "text, long, condition noise": (None, latents, LONG | {"addnoise_condition": 20}),
+    "text, two prompts": (None, latents, {"prompt": ["a red circle", "a blue square moving up"]}),
+    "image, bidirectional": (SkyReelsV2DiffusionForcingImageToVideoPipeline, image_to_video, {}),
+    "image, asynchronous and bidirectional": (
+        SkyReelsV2DiffusionForcingImageToVideoPipeline, image_to_video, {"ar_step": 2}
+    ),
+    "image, causal blocks": (
+        SkyReelsV2DiffusionForcingImageToVideoPipeline, image_to_video, {"ar_step": 2, "causal_block_size": 3}
+    ),
+    "image, without guidance": (
+        SkyReelsV2DiffusionForcingImageToVideoPipeline, image_to_video, {"guidance_scale": 1.0}
+    ),
+    "image, long": (SkyReelsV2DiffusionForcingImageToVideoPipeline, image_to_video, LONG),
+    "image, long, condition noise": (
+        SkyReelsV2DiffusionForcingImageToVideoPipeline, image_to_video, LONG | {"addnoise_condition": 20}
+    ),
+    "image, two videos": (
+        SkyReelsV2DiffusionForcingImageToVideoPipeline, image_to_video, {"num_videos_per_prompt": 2}
+    ),
+    "video": (SkyReelsV2DiffusionForcingVideoToVideoPipeline, video_to_video, {}),
+    "video, bidirectional": (SkyReelsV2DiffusionForcingVideoToVideoPipeline, video_to_video, BIDIRECTIONAL),
+    "video, without guidance": (
+        SkyReelsV2DiffusionForcingVideoToVideoPipeline, video_to_video, {"guidance_scale": 1.0}
+    ),
+    "video, condition noise": (
+        SkyReelsV2DiffusionForcingVideoToVideoPipeline, video_to_video, {"addnoise_condition": 20}
+    ),
+    "video, two videos": (
+        SkyReelsV2DiffusionForcingVideoToVideoPipeline, video_to_video, {"num_videos_per_prompt": 2}
+    ),
+}  # fmt: skip
+"""Pipeline, generation and what it changes of `CALL`."""
+
+
+@pytest.mark.parametrize(("kind", "generate", "changes"), EVERY_MODE.values(), ids=EVERY_MODE.keys())
+def test_every_mode_is_exact_without_a_policy_and_skips_with_one(
+    pipe: Any, kind: type | None, generate: Callable[..., torch.Tensor], changes: dict[str, Any]
+) -> None:
+    other = as_other(pipe, kind) if kind else pipe
+
+    def run() -> torch.Tensor:
+        torch.manual_seed(0)  # condition noise comes from the global generator
+        return generate(other, **changes)
+
+    stock = run()
+    with exact(other) as scope:
+        ours = run()
+    assert (ours - stock).abs().max() <= 1e-5
+    if "bidirectional" in str(scope.report):
+        assert torch.equal(ours, stock)
+    with run_policy(other, POLICY) as scope:
+        skipped = run()
+    assert torch.isfinite(skipped).all()
+    assert 0 < (skipped - stock).abs().max() < 5 * stock.std()
+    assert scope.report.speedup_evaluations > 1.1
+
+
+def test_blocks_after_a_prefix_that_is_noised_anew_are_no_constants_either(pipe: Any) -> None:
+    """What a complete block's K/V are depends on the prefix: so much noise shows what a capture would do."""
+    changes = LONG | {"addnoise_condition": 300}
+    torch.manual_seed(0)
+    stock = latents(pipe, **changes)
+    torch.manual_seed(0)
+    with exact(pipe) as scope:
+        ours = latents(pipe, **changes)
+    assert (ours - stock).abs().max() <= 1e-5
+    assert "K" not in "".join(scope.report.windows[1].modes)
+
+
 def test_long_video_forgets_between_windows(pipe: Any) -> None:
-    changes = {"num_frames": 57, "base_num_frames": 33, "overlap_history": 9}
     with run_policy(pipe, POLICY) as scope:
-        latents(pipe, **changes)
+        latents(pipe, **LONG)
     first, second = scope.report.windows
     assert first.modes[0] == "R.."
     assert second.modes[0] == "KR."  # the prefix of the second window is captured anew
@@ -134,33 +228,79 @@ def test_lora_is_exact_and_another_model() -> None:
     assert identity.mismatches(ModelIdentity.of(pipe))
 
 
-@pytest.mark.parametrize("level", ["block_level", "leaf_level"])
-@pytest.mark.parametrize("indicator", ["noise-level", MODULATED_INPUT])
-def test_group_offloading(level: str, indicator: str) -> None:
-    pipe = tiny_pipeline()
-    policy = Policy(indicator=indicator, warmup=2, max_skip=2)
-    stock = latents(pipe)
-    with run_policy(pipe, policy):
-        skipped = latents(pipe)
+def offload_in_groups(pipe: Any, level: str, folder: Path | None) -> None:
+    """On a machine without a GPU; on disk, weights are really gone while a group is not loaded."""
     apply_group_offloading(
         pipe.transformer,
         onload_device=torch.device("cpu"),
         offload_device=torch.device("cpu"),
         offload_type=level,
         num_blocks_per_group=1 if level == "block_level" else None,
+        offload_to_disk_path=str(folder) if folder else None,
     )
+
+
+@pytest.mark.parametrize("disk", [False, True], ids=["memory", "disk"])
+@pytest.mark.parametrize("first", ["offload", "attach"])
+@pytest.mark.parametrize("level", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("indicator", ["noise-level", MODULATED_INPUT])
+def test_group_offloading(level: str, indicator: str, first: str, disk: bool, tmp_path: Path) -> None:
+    pipe, policy = tiny_pipeline(), Policy(indicator=indicator, warmup=2, max_skip=2)
+    stock = latents(pipe)
+    with run_policy(pipe, policy):
+        skipped = latents(pipe)
+    if first == "offload":
+        offload_in_groups(pipe, level, tmp_path if disk else None)
+    with run_policy(pipe, policy):
+        if first == "attach":
+            offload_in_groups(pipe, level, tmp_path if disk else None)
+        assert torch.equal(latents(pipe), skipped)
+        assert torch.equal(latents(pipe), skipped)
+    with exact(pipe):
+        assert (latents(pipe) - stock).abs().max() <= 1e-4
+    assert torch.equal(latents(pipe), stock)
+
+
+@pytest.mark.parametrize("indicator", ["noise-level", MODULATED_INPUT])
+def test_weights_that_accelerate_keeps_away_are_found(indicator: str) -> None:
+    """Between two calls of a module its parameters are on the meta device: no values, no place."""
+    pipe, policy = tiny_pipeline(), Policy(indicator=indicator, warmup=2, max_skip=2)
+    stock, profile = latents(pipe), make_profile(pipe)
+    with run_policy(pipe, policy):
+        skipped = latents(pipe)
+    cpu_offload(pipe.transformer, execution_device=torch.device("cpu"), offload_buffers=False)
+    assert next(pipe.transformer.parameters()).is_meta
     with exact(pipe):
         assert (latents(pipe) - stock).abs().max() <= 1e-4
     with run_policy(pipe, policy):
         assert torch.equal(latents(pipe), skipped)
+    with apply_scope(pipe, profile) as scope:
+        latents(pipe)
+    assert "P" in "".join(scope.report.modes)
 
 
-def test_accelerate_offload_hooks() -> None:
+def test_weights_without_values_are_refused() -> None:
+    pipe = tiny_pipeline()
+    pipe.transformer.to("meta")
+    with pytest.raises(ProfileError, match="holds no values"):
+        ModelIdentity.of(pipe)
+
+
+@pytest.mark.parametrize("first", ["offload", "attach"])
+def test_model_offloading_is_accelerated_in_every_generation(first: str) -> None:
+    """The pipeline takes accelerate's hooks off and puts new ones on at the end of every generation."""
     pipe = tiny_pipeline()
     stock = latents(pipe)
-    cpu_offload(pipe.transformer, execution_device=torch.device("cpu"), offload_buffers=False)
-    with exact(pipe):
-        assert (latents(pipe) - stock).abs().max() <= 1e-4
+    if first == "offload":
+        pipe.enable_model_cpu_offload(device="cpu")
+    with exact(pipe) as scope:
+        if first == "attach":
+            pipe.enable_model_cpu_offload(device="cpu")
+        for _ in range(3):
+            assert (latents(pipe) - stock).abs().max() <= 1e-4
+            assert 0 < scope.report.evaluations < scope.report.stock_evaluations
+    assert pipe.transformer.forward.__wrapped__ == type(pipe.transformer).forward.__get__(pipe.transformer)
+    assert torch.equal(latents(pipe), stock)
 
 
 def test_attention_backends_are_kept() -> None:
@@ -193,3 +333,19 @@ def test_frames_that_do_not_fill_a_block_stay_what_stock_makes_of_them(pipe: Any
     stock = latents(pipe, num_frames=37)  # ten latent frames, blocks of three
     with exact(pipe):
         assert (latents(pipe, num_frames=37) - stock).abs().max() <= 1e-4
+
+
+def test_every_line_of_the_table_names_a_test_that_exists() -> None:
+    here = Path(__file__).parent
+    sources = {path.name: path.read_text() for path in here.glob("test_*.py")}
+    lines = [line for line in (here.parents[1] / "docs/coverage.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(lines) > 25
+    for line in lines[1:]:
+        *_, exactness, policy, tests, _ = (cell.strip() for cell in line.split("|"))
+        for verdict in (exactness, policy):
+            assert verdict.startswith(("exact", "approximate", "refused", "not offered", "as stock", "clean")), line
+        named = re.findall(r"`(test_\w+\.py)::([\w:]+)(?:\[([^\]]+)\])?`", tests)
+        assert named, line
+        for file, path, case in named:
+            assert all(re.search(rf"(def|class) {part}\b", sources[file]) for part in path.split("::")), line
+            assert not case or f'"{case}"' in sources[file], line

@@ -13,7 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import scope_runtime
-from scope_runtime import ChangeMap, ModelIdentity, Policy, Profile, ProfileError, ProfileMismatch, Settings
+from scope_runtime import (
+    ChangeMap,
+    ModelIdentity,
+    Policy,
+    Profile,
+    ProfileError,
+    ProfileMismatch,
+    Settings,
+    apply_scope,
+)
 from tests.tiny import CALL, tiny_pipeline
 
 SCHEMA = json.loads((Path(scope_runtime.__file__).parent / "profile.schema.json").read_text())
@@ -116,8 +125,11 @@ JUNK = st.one_of(
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_a_mutated_profile_is_refused_or_valid(data: st.DataObject, mutable: dict[str, Any], tmp_path: Path) -> None:
-    document = json.loads(json.dumps(mutable))
+def test_a_mutated_profile_is_refused_or_valid(
+    data: st.DataObject, mutable: tuple[Any, dict[str, Any]], tmp_path: Path
+) -> None:
+    pipe, valid = mutable
+    document = json.loads(json.dumps(valid))
     *parents, last = data.draw(st.sampled_from(paths(document)))
     place = document
     for key in parents:
@@ -135,11 +147,40 @@ def test_a_mutated_profile_is_refused_or_valid(data: st.DataObject, mutable: dic
     # What was accepted says the same when written again, and the schema agrees.
     assert Profile.from_dict(profile.to_dict()) == profile
     jsonschema.validate(profile.to_dict(), SCHEMA)
+    # It is for this very model and is applied as a whole, or it is for another one and nothing is touched.
+    untouched = vars(pipe).keys() - {"transformer"}
+    if document["model"] == valid["model"]:
+        with apply_scope(pipe, profile):
+            assert vars(pipe).keys() > untouched
+    else:
+        with pytest.raises(ProfileMismatch, match="model"):
+            apply_scope(pipe, profile)
+    assert vars(pipe).keys() - {"transformer"} == untouched
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_damaged_file_is_refused_or_valid(
+    data: st.DataObject, mutable: tuple[Any, dict[str, Any]], tmp_path: Path
+) -> None:
+    text = bytearray(json.dumps(mutable[1]).encode())
+    place = data.draw(st.integers(0, len(text) - 1))
+    length = data.draw(st.integers(0, 3))
+    text[place : place + length] = data.draw(st.binary(max_size=3))
+    path = tmp_path / "damaged.json"
+    path.write_bytes(bytes(text))
+    try:
+        profile = Profile.load(path)
+    except ProfileError:
+        return
+    assert Profile.from_dict(profile.to_dict()) == profile
+    jsonschema.validate(profile.to_dict(), SCHEMA)
 
 
 @pytest.fixture(scope="module")
-def mutable() -> dict[str, Any]:
-    return make_profile(tiny_pipeline()).to_dict()
+def mutable() -> tuple[Any, dict[str, Any]]:
+    pipe = tiny_pipeline()
+    return pipe, make_profile(pipe).to_dict()
 
 
 def test_identity_survives_a_change_of_dtype_and_block_size() -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import sys
 import threading
 import warnings
+import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +21,9 @@ from scope_runtime import (
     MODULATED_INPUT,
     AttachError,
     ConcurrentCallError,
+    Decider,
     Policy,
+    Profile,
     ProfileMismatch,
     ScopeWarning,
     apply_scope,
@@ -152,6 +159,7 @@ def test_every_recompute_after_the_first_checks_the_prediction(pipe: Any) -> Non
     recomputes = "".join(scope.report.modes).count("R")
     assert len(errors) == 2 * (recomputes - 3)  # two branches; the first of each of three blocks has no history
     assert all(0 <= e.error < 10 for e in errors)
+    assert "relative error that predicting would have made" in str(scope.report)
 
 
 def test_the_magnitude_guard_recomputes(pipe: Any) -> None:
@@ -311,6 +319,19 @@ class TestPlans:
             assert torch.equal(latents(pipe), decided)
         assert frozen.report.modes == scope.report.modes
 
+    def test_a_frozen_plan_travels_in_a_profile(
+        self, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plan = list(_plan(pipe))
+        plan[plan.index("RRR") + 1] = "RRC"  # no rule would do this
+        make_profile(pipe, plan=tuple(plan)).save(tmp_path / "plan.json")
+        profile = Profile.load(tmp_path / "plan.json")
+        monkeypatch.setattr(Decider, "_wish", lambda *_: pytest.fail("a frozen plan was decided upon"))
+        with apply_scope(pipe, profile) as scope:
+            latents(pipe)
+        assert [row.replace("K", ".") for row in scope.report.modes] == plan
+        assert list(scope.plan or ()) == plan
+
     def test_a_frozen_plan_never_looks_at_outputs(self, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         plan = _plan(pipe)
         monkeypatch.setattr(torch.Tensor, "tolist", _refuse_after_the_plan(pipe))
@@ -382,22 +403,115 @@ class TestSafety:
         with exact(pipe), exact(other):
             assert (latents(pipe, callback_on_step_end=interleave) - alone).abs().max() <= 1e-4
 
-    def test_a_second_thread_is_told_and_nothing_is_mixed(self, pipe: Any) -> None:
-        stock = latents(pipe)
-        results: list[Any] = []
+    @pytest.mark.parametrize("where", ["another thread", "a callback"])
+    def test_a_second_call_is_refused_and_the_first_goes_on(self, pipe: Any, where: str) -> None:
+        stock, refused = latents(pipe), []
 
-        def overtake(pipe: Any, row: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def call() -> None:
+            try:
+                latents(pipe, guidance_scale=1.0)
+            except ConcurrentCallError as error:
+                refused.append(str(error))
+
+        def meddle(pipe: Any, row: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if row == 4:
-                thread = threading.Thread(target=lambda: results.append(latents(pipe)))
+                if where == "a callback":
+                    call()
+                else:
+                    thread = threading.Thread(target=call)
+                    thread.start()
+                    thread.join()
+            return {}
+
+        with exact(pipe) as scope:
+            assert (latents(pipe, callback_on_step_end=meddle) - stock).abs().max() <= 1e-4
+            assert "one video at a time" in refused[0]
+            assert len(scope.report.modes) == 12
+            assert (latents(pipe) - stock).abs().max() <= 1e-4
+
+    def test_calls_from_many_threads_are_right_or_refused(self, pipe: Any) -> None:
+        prompts = ("a red circle", "a blue square moving up", "a green circle")
+        stock = {prompt: latents(pipe, prompt) for prompt in prompts}
+        together, wrong, refused = threading.Barrier(len(prompts)), [], []
+
+        def call(prompt: str) -> None:
+            for _ in range(4):
+                together.wait()
+                try:
+                    if (latents(pipe, prompt) - stock[prompt]).abs().max() > 1e-4:
+                        wrong.append(prompt)
+                except ConcurrentCallError as error:
+                    refused.append(error)
+                except Exception as error:
+                    wrong.append(error)
+
+        threads = [threading.Thread(target=call, args=(prompt,)) for prompt in prompts]
+        patience = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            with exact(pipe):
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+        finally:
+            sys.setswitchinterval(patience)
+        assert not wrong
+        assert 1 <= len(refused) <= 4 * (len(prompts) - 1)
+
+    def test_another_thread_cannot_use_the_transformer_meanwhile(self, pipe: Any) -> None:
+        """Two pipelines may share a transformer, but not at the same time."""
+        found: list[Any] = []
+
+        def use() -> None:
+            try:
+                pipe.transformer(torch.zeros(1, 16, 9, 2, 2), torch.zeros(1, 9), torch.zeros(1, 4, 32))
+            except ConcurrentCallError as error:
+                found.append(error)
+
+        def meddle(pipe: Any, row: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if row == 4:
+                thread = threading.Thread(target=use)
                 thread.start()
                 thread.join()
             return {}
 
         with exact(pipe):
-            with pytest.raises(ConcurrentCallError, match="one video at a time"):
-                latents(pipe, callback_on_step_end=overtake)
-            assert (results[0] - stock).abs().max() <= 1e-4
-            assert (latents(pipe) - stock).abs().max() <= 1e-4
+            latents(pipe, callback_on_step_end=meddle)
+        assert len(found) == 1
+
+    def test_an_exception_frees_the_context(self, pipe: Any) -> None:
+        held: list[Any] = []
+
+        def fail(pipe: Any, row: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if row == 10:
+                attachment = vars(pipe)["generate_timestep_matrix"].__self__
+                contexts = [branch.context for branch in attachment._engine._branches.values()]
+                assert all(context.bytes > 0 for context in contexts)
+                held.extend(weakref.ref(context) for context in contexts)
+                raise RuntimeError("out of memory")
+            return {}
+
+        with exact(pipe):
+            with contextlib.suppress(RuntimeError):
+                latents(pipe, callback_on_step_end=fail)
+            gc.collect()
+            assert [context() for context in held] == [None, None]
+
+    def test_after_an_exception_the_transformer_is_its_own_again(self, pipe: Any) -> None:
+        def fail(pipe: Any, row: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            raise RuntimeError("stop")
+
+        arguments = torch.randn(1, 16, 3, 2, 2), torch.full((1, 3), 500), torch.randn(1, 4, 32)
+        with torch.no_grad():
+            stock = pipe.transformer(*arguments, enable_diffusion_forcing=True).sample
+            # The exception is kept, and with it every local of the call.
+            with exact(pipe), pytest.raises(RuntimeError, match="stop"):
+                try:
+                    latents(pipe, callback_on_step_end=fail)
+                finally:
+                    sample = pipe.transformer(*arguments, enable_diffusion_forcing=True).sample
+        assert torch.equal(sample, stock)
 
     def test_an_interrupt_leaves_a_clean_pipeline(self, pipe: Any) -> None:
         stock = latents(pipe)

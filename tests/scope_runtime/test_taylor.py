@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scope_runtime import History
 
@@ -47,6 +49,20 @@ def test_an_error_in_the_history_is_amplified_by_at_most_one_plus_two_rho() -> N
     rho = noisy.step_ratio(0.4)
     assert rho == pytest.approx(3.0)
     assert float(noisy.extrapolate(0.4, 1)) == pytest.approx(1 + 2 * rho)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_amplification_never_goes_above_one_plus_two_rho(data: st.DataObject) -> None:
+    levels = st.floats(0.001, 1.0)
+    s0, s1, s = (data.draw(levels) for _ in range(3))
+    if abs(s0 - s1) < 1e-3:
+        return
+    wrong = st.floats(-1.0, 1.0)
+    history = History(1)
+    history.record(s1, torch.tensor([data.draw(wrong)], dtype=torch.float64))
+    history.record(s0, torch.tensor([data.draw(wrong)], dtype=torch.float64))
+    assert abs(float(history.extrapolate(s, 1))) <= (1 + 2 * history.step_ratio(s)) * (1 + 1e-5)
 
 
 def test_order_is_limited_by_the_points_and_by_the_reach() -> None:
