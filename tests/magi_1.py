@@ -66,11 +66,13 @@ class Magi:
     Args:
         package: `inference.pipeline.pipeline` of the stand-in or of the official code.
         model: Built by it.
+        encode: Gives a prompt's embeddings and mask; None takes the package's own.
     """
 
-    def __init__(self, package: ModuleType, model: Any) -> None:
+    def __init__(self, package: ModuleType, model: Any, encode: Any = None) -> None:
         self.package = package
         self.model = model
+        self.encode = encode or package.get_txt_embeddings
 
     @classmethod
     def stand_in(cls, package: ModuleType, **changes: Any) -> Magi:
@@ -87,7 +89,7 @@ class Magi:
 
     def latents(self, prompt: str = "a red circle moving left", seed: int = 0, prefix: int = 0) -> torch.Tensor:
         """Generates with ``prefix`` given latent frames: [1, C, generated frames, h, w]."""
-        embeddings, masks = self.package.get_txt_embeddings(prompt, self.model)
+        embeddings, masks = self.encode(prompt, self.model)
         torch.manual_seed(seed)
         given = self.prefix(prefix) if prefix else None
         with torch.inference_mode():
