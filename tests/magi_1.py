@@ -87,10 +87,21 @@ class Magi:
         size = (1, config.in_channels, frames, runtime.video_size_h // 8, runtime.video_size_w // 8)
         return torch.randn(size, generator=torch.Generator().manual_seed(7))
 
-    def latents(self, prompt: str = "a red circle moving left", seed: int = 0, prefix: int = 0) -> torch.Tensor:
-        """Generates with ``prefix`` given latent frames: [1, C, generated frames, h, w]."""
+    def chunks(
+        self, prompt: str = "a red circle moving left", seed: int = 0, prefix: int = 0
+    ) -> Iterator[torch.Tensor]:
+        """Generates chunk by chunk with ``prefix`` given latent frames."""
         embeddings, masks = self.encode(prompt, self.model)
-        torch.manual_seed(seed)
         given = self.prefix(prefix) if prefix else None
-        with torch.inference_mode():
-            return torch.cat(list(self.package.generate_per_chunk(self.model, given, embeddings, masks)), dim=2).clone()
+        chunks = self.package.generate_per_chunk(self.model, given, embeddings, masks)
+        torch.manual_seed(seed)
+        while True:
+            with torch.inference_mode():
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk.clone()
+
+    def latents(self, **call: Any) -> torch.Tensor:
+        """All chunks of `chunks`: [1, C, generated frames, h, w]."""
+        return torch.cat(list(self.chunks(**call)), dim=2)

@@ -23,7 +23,8 @@ from tests.magi_1 import Magi, config_json, imported
 
 OFFICIAL: dict[str, Any] = {
     "hidden_size": 128, "ffn_hidden_size": 64, "num_attention_heads": 8, "num_query_groups": 4, "kv_channels": 16,
-    "layernorm_epsilon": 1e-6, "in_channels": 4, "out_channels": 4, "caption_channels": 16, "caption_max_length": 60, "cond_hidden_ratio": 0.25,
+    "layernorm_epsilon": 1e-6, "in_channels": 4, "out_channels": 4, "caption_channels": 16, "caption_max_length": 60,
+    "cond_hidden_ratio": 0.25,
     "apply_layernorm_1p": True, "xattn_cond_hidden_ratio": 1.0, "cond_gating_ratio": 1.0, "gated_linear_unit": False,
 }  # fmt: skip
 """Fields in which the smallest model of the official code differs from the stand-in's."""
@@ -120,9 +121,7 @@ def official(checkout: Path) -> Iterator[ModuleType]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        stack.enter_context(
-            patch.dict("os.environ", {"SPECIAL_TOKEN_PATH": str(tokens), "SKIP_LOAD_MODEL": "1"})
-        )
+        stack.enter_context(patch.dict("os.environ", {"SPECIAL_TOKEN_PATH": str(tokens), "SKIP_LOAD_MODEL": "1"}))
         with _modules(_stand_ins()):
             package = stack.enter_context(imported(checkout))
         from inference.infra.distributed import parallel_state

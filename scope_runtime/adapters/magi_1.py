@@ -310,8 +310,7 @@ class _Call:
             xattn_mask=tensors["mask"][rows],
             kv_range=tensors["kv_range"][:count],
             inference_params=self.inference_params,
-            **self._window(count),
-            **changes,
+            **self._window(count) | changes,
         )
 
     def _unconditional(self, blocks: tuple[int, ...]) -> dict[int, torch.Tensor]:

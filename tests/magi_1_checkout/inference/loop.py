@@ -91,9 +91,8 @@ def generate_per_chunk(
                 range_num=end,
                 denoising_range_num=end - start,
                 fwd_extra_1st_chunk=extra,
-                distill_nearly_clean_chunk=bool(
-                    t[int(extra)] > model.engine_config.distill_nearly_clean_chunk_threshold
-                ),
+                distill_nearly_clean_chunk=float(t[int(extra)])
+                > model.engine_config.distill_nearly_clean_chunk_threshold,
                 distill_interval=interval,
                 **shared,
             )

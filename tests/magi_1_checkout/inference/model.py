@@ -56,6 +56,7 @@ class Layer(nn.Module):
     def forward(
         self,
         content: torch.Tensor,  # [batch, tokens, hidden]
+        trust: torch.Tensor,  # [batch, tokens, 1], how clean the content is
         condition: torch.Tensor,  # [batch, tokens, width]
         place: torch.Tensor,  # [tokens, places], one-hot
         kv_range: torch.Tensor,
@@ -64,6 +65,7 @@ class Layer(nn.Module):
     ) -> torch.Tensor:
         batch, tokens, hidden = content.shape
         normed = self.self_attention.linear_qkv.layer_norm(content)
+        content = trust * content
         key = 6 * place.expand(batch, -1, -1) + 0.0 * normed[..., : place.shape[1]]
         stored = torch.cat([key, content], dim=-1).transpose(0, 1).flatten(0, 1).unsqueeze(1)  # [(s b), 1, k + v]
         ranges, own = meta["denoising_range_num"], tokens // meta["denoising_range_num"]
@@ -153,17 +155,22 @@ class VideoDiTModel(nn.Module):
         chunk_frames = frames // ranges
         level = t.repeat_interleave(chunk_frames, dim=1)[:, None, :, None, None]  # [N, 1, T, 1, 1]
 
-        content = self.x_embedder(x * level * self.model_config.x_rescale_factor)
+        content = self.x_embedder(x * self.model_config.x_rescale_factor)
         places = content.shape[3] * content.shape[4]
         tokens = content.flatten(3).permute(0, 2, 3, 1).flatten(1, 2)
         condition = self.t_embedder(t.flatten()).reshape(batch, ranges, -1)
+        if self.engine_config.distill:
+            steps = meta["num_steps"]
+            jump = 4 / meta["distill_interval"] if steps == 12 else steps / 4
+            condition = condition + self.t_embedder(torch.full((1,), 2.0 * jump))
         condition = condition + self.y_embedder.y_proj_adaln(
             self.y_embedder.caption_drop_single_token(caption_dropout_mask)
         )
         condition = condition.repeat_interleave(chunk_frames * places, dim=1)
         place = torch.eye(places).repeat(frames, 1)
+        trust = level.flatten(1).repeat_interleave(places, dim=1).unsqueeze(-1)
         for layer in self.videodit_blocks.layers:
-            tokens = layer(tokens, condition, place, kv_range, inference_params, meta)
+            tokens = layer(tokens, trust, condition, place, kv_range, inference_params, meta)
         # Back to [N, C, T, H, W]: what the chunk and its context look like.
         seen = tokens.unflatten(1, (frames, places)).transpose(2, 3).unflatten(3, content.shape[3:])
         seen = torch.pixel_shuffle(seen, self.model_config.patch_size).transpose(1, 2)
