@@ -105,7 +105,7 @@ def test_quality_follows_cost(build: Any) -> None:
     magi = build()
     stock = magi.latents()
     found = []
-    for policy in (Policy(warmup=8, max_skip=1), Policy(warmup=2, max_skip=4), Policy(warmup=1, max_skip=8, order=0)):
+    for policy in (Policy(warmup=8, max_skip=1), Policy(warmup=4, max_skip=2), Policy(warmup=1, max_skip=8, order=0)):
         with run_policy(magi.model, policy) as scope:
             found.append((psnr(magi.latents(), stock), scope.report.speedup_evaluations))
     assert found[0][0] > found[1][0] > found[2][0] + 3
@@ -207,7 +207,8 @@ def check_indicator(magi: Magi, monkeypatch: pytest.MonkeyPatch) -> None:
             # The passes of the row before: with three, the one that writes the context is the second.
             used = 1 if len(normed) == 3 else 0
             gate = gates[used].tanh().chunk(2, dim=-1)[0].flatten(0, 1)[0]
-            by_row.append((normed[used].flatten(0, 1) * gate, measured[-1]))
+            # A chunk that is nearly clean may come twice in one pass.
+            by_row.append((normed[used].flatten(0, 1)[: len(measured[-1])] * gate, measured[-1]))
         found = measure(call, blocks)
         measured.append(found[blocks[0]])
         normed.clear()
@@ -451,6 +452,7 @@ needs_checkout = pytest.mark.skipif(
 
 
 TINY = {"num_steps": 8, "num_frames": 32}
+TINY_DISTILLED = {"num_steps": 16, "num_frames": 32}
 
 
 @needs_checkout
@@ -473,7 +475,8 @@ class TestOfficialCode:
     ) -> None:
         from tests.magi_1_official import official_model
 
-        magi = official_model(official, tmp_path, **TINY, **guidance, **window)
+        size = TINY if guidance["cfg_number"] == 3 else TINY_DISTILLED
+        magi = official_model(official, tmp_path, **size, **guidance, **window)
         stock, stock_work = counted(magi, prefix=prefix)
         with exact(magi.model) as scope:
             ours, work = counted(magi, prefix=prefix)
@@ -485,7 +488,7 @@ class TestOfficialCode:
         with run_policy(magi.model, Policy(warmup=1, max_skip=3)) as scope:
             skipped, skipped_work = counted(magi, prefix=prefix)
         assert scope.report.evaluations == skipped_work
-        assert scope.report.speedup_evaluations >= 1.85
+        assert scope.report.speedup_evaluations >= 2
         assert torch.isfinite(skipped).all()
         assert torch.equal(magi.latents(prefix=prefix), stock)
         print(
