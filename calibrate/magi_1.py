@@ -136,6 +136,7 @@ def _import(checkout: Path) -> ModuleType:
             f"model.path: {checkout} is no checkout of MAGI-1 (it has no inference/pipeline); clone "
             "github.com/SandAI-org/MAGI-1 and name its folder."
         )
+    checkout = checkout.resolve()
     # The code reads these when it is imported, relative to the folder that it is started in.
     os.environ.setdefault("SPECIAL_TOKEN_PATH", str(checkout / "example" / "assets" / "special_tokens.npz"))
     # Its progress bars would run into ours.
@@ -151,7 +152,7 @@ def _import(checkout: Path) -> ModuleType:
         sys.path.remove(str(checkout))
     logging.getLogger("magi_logger").setLevel(logging.WARNING)
     used = Path(str(package.__file__)).resolve()
-    if not used.is_relative_to(checkout.resolve()):
+    if not used.is_relative_to(checkout):
         raise CalibrateError(
             f"model.path: another package called inference is in the way ({used}); run from another folder."
         )

@@ -374,7 +374,7 @@ class Study(_Strict):
                 f"({settings.num_inference_steps}), not {settings.ar_step}"
             )
         for name in ("negative_prompt", "overlap_history", "addnoise_condition"):
-            if name in settings.model_fields_set:
+            if getattr(settings, name):
                 raise ValueError(f"generation.{name} means nothing to family magi_1; remove it")
         if self.search.stale_quantile != [None]:
             raise ValueError("search.stale_quantile must be [null]: MAGI-1's code keeps no older keys and values")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 STAND_IN = Path(__file__).parent / "magi_1_checkout"
 
@@ -105,3 +108,19 @@ class Magi:
     def latents(self, **call: Any) -> torch.Tensor:
         """All chunks of `chunks`: [1, C, generated frames, h, w]."""
         return torch.cat(list(self.chunks(**call)), dim=2)
+
+
+def save_checkout(folder: Path, **changes: Any) -> Path:
+    """Writes the stand-in with a configuration and weights as in an official checkout; returns the folder."""
+    shutil.copytree(STAND_IN, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with imported(STAND_IN) as package:
+        weights = Magi.stand_in(package, **changes).model.state_dict()
+    parts = config_json(
+        **changes | {"load": "downloads/base", "t5_pretrained": "downloads/t5", "vae_pretrained": "downloads/vae"}
+    )
+    kind = "inference_weight.distill" if parts["engine_config"]["distill"] else "inference_weight"
+    for part in ("base/" + kind, "t5", "vae"):
+        (folder / "downloads" / part).mkdir(parents=True)
+        save_file(weights, folder / "downloads" / part / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(parts))
+    return folder

@@ -39,7 +39,8 @@ def get_dit(config: Any) -> VideoDiTModel:
     finally:
         torch.random.set_rng_state(random_state)
     if config.runtime_config.load:
-        model.load_state_dict(load_file(Path(config.runtime_config.load) / "inference_weight" / "model.safetensors"))
+        kind = "inference_weight.distill" if config.engine_config.distill else "inference_weight"
+        model.load_state_dict(load_file(Path(config.runtime_config.load) / kind / "model.safetensors"))
     return model
 
 
