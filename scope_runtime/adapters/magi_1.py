@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
@@ -102,15 +102,17 @@ class Plan:
                 written = [*clean, *(range(prefix) if row == 0 else ())]
                 near = not guided and grid[step[first]] > threshold
                 if guided:
-                    guidance.append({c: guidance_at[s] for c, s in step.items()})
+                    weights = {c: guidance_at[s] for c, s in step.items()}
+                    guidance.append(weights)
                     letters.append(
                         [
-                            _letters(chunks, {c: g.text != 0 for c, g in guidance[-1].items()}, along=clean),
-                            _letters(chunks, {c: g.context != 0 for c, g in guidance[-1].items()}, needed=written),
-                            _letters(chunks, {c: g.unconditional != 0 for c, g in guidance[-1].items()}, alone=True),
+                            _letters(chunks, {c: g.text != 0 for c, g in weights.items()}, along=clean),
+                            _letters(chunks, {c: g.context != 0 for c, g in weights.items()}, needed=written),
+                            _letters(chunks, {c: g.unconditional != 0 for c, g in weights.items()}, alone=True),
                         ]
                     )
-                    stock.append(3 * len(step) + 2 * len(clean) + 3 * (len(written) - len(clean)))
+                    # The unconditional branch leaves out a clean chunk, but not a prefix.
+                    stock.append(3 * (len(step) + len(written)) - len(clean))
                 else:
                     # The first chunk, once nearly clean, is computed a second time without context and mixed in.
                     letters.append(
@@ -136,10 +138,8 @@ class Plan:
             for (_, before), (row, now) in pairwise(course)
             if now != before
         }
-        schedule = Schedule(
-            sigma=schedule.sigma,
-            phase=schedule.phase,
-            block_frames=schedule.block_frames,
+        schedule = replace(
+            schedule,
             restarts=frozenset(restarts),
             offered_once=True,
             branches=tuple(zip(*letters, strict=True)),

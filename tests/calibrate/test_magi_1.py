@@ -159,7 +159,7 @@ def test_a_distilled_model_is_calibrated_too(make: Callable[..., Workplace]) -> 
 def test_doctor_examines_it_without_loading_it(make: Callable[..., Workplace]) -> None:
     workplace = make()
     result = workplace.scope("doctor", "study.yaml", "--json")
-    checks = {check["name"]: check for check in json.loads(result.stdout)}
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
     assert {"weights", "device", "settings", "memory", "disk", "prompts", "database", "time"} <= set(checks)
     assert all(check["state"] != "failed" for check in checks.values()), checks
     assert checks["settings"]["figures"] == {"latent_frames": 6, "blocks": 3, "rows": 24}
