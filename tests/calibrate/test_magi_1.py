@@ -13,6 +13,7 @@ import yaml
 from streamlit.testing.v1 import AppTest
 
 import dashboard
+import studies
 from calibrate.errors import CalibrateError
 from calibrate.replay import Replay
 from calibrate.serve import STORAGE_VARIABLE
@@ -167,6 +168,14 @@ def test_doctor_examines_it_without_loading_it(make: Callable[..., Workplace]) -
     result = workplace.scope("doctor", "study.yaml")
     assert result.exit_code == 2
     assert "holds no weights" in result.output
+
+
+@pytest.mark.parametrize(("model", "branches"), [("base", 3), ("distill", 1)])
+def test_the_studies_of_the_real_models_can_be_read(model: str, branches: int) -> None:
+    study = StudyFile(Path(studies.__file__).parent / f"magi-1-4.5b-{model}.yaml").study
+    assert study.generation.guidance_scale == branches
+    assert study.generation.num_inference_steps // study.generation.ar_step == 4
+    assert study.model.config == f"example/4.5B/4.5B_{model}_config.json"
 
 
 @pytest.mark.parametrize(
