@@ -462,7 +462,7 @@ class Magi1Attachment:
 
     def _run(self, stock_run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Stands in for the pipeline's own method, which looks `get_dit` up in its module."""
-        module = sys.modules[type(self.pipe)._run.__module__]
+        module: Any = sys.modules[type(self.pipe)._run.__module__]
         build = module.get_dit
 
         def get_dit(config: Any) -> Any:
