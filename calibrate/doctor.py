@@ -19,7 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from calibrate.errors import CalibrateError
-from calibrate.footprint import Footprint, read_config, stored_parameters, weight_files
+from calibrate.footprint import Footprint, footprint_of, magi_1_weights, read_config, stored_parameters, weight_files
 from calibrate.scores import Scores
 from calibrate.store import Generation as GenerationRecord
 from calibrate.store import Storage, StudyRecord, masked_url, refuse_changes
@@ -71,7 +71,7 @@ def examine(file: StudyFile) -> Iterator[Check]:
     footprint = None
     if weights is not None:
         try:
-            footprint = Footprint.of(file.model_path, study.generation, study.model.torch_dtype)
+            footprint = footprint_of(file.model_path, study.model, study.generation)
         except CalibrateError as error:
             yield Check("configuration", "failed", str(error))
     if footprint is not None and weights is not None:
@@ -99,6 +99,31 @@ def _checked(name: str, check: Callable[[], Check]) -> Generator[Check, None, Ch
 
 
 def _weights(file: StudyFile) -> Check:
+    folders = _magi_1_folders(file) if file.study.model.family == "magi_1" else _diffusers_folders(file)
+    parameters = size = 0
+    for folder in folders:
+        files = weight_files(folder)
+        parameters += stored_parameters(files)
+        size += sum(path.stat().st_size for path in files)
+    return Check(
+        "weights",
+        "ok",
+        f"{parameters / 1e9:.3g} billion parameters in complete files of {_gib(size)}",
+        {"parameters": parameters, "bytes": size},
+    )
+
+
+def _magi_1_folders(file: StudyFile) -> list[Path]:
+    """The transformer's folder; text encoder and VAE take turns with it on the device."""
+    if not (file.model_path / "inference" / "pipeline").is_dir():
+        raise CalibrateError(
+            f"model.path: {file.model_path} is no checkout of MAGI-1 (it has no inference/pipeline); check the path."
+        )
+    return [magi_1_weights(file.model_path, file.study.model)]
+
+
+def _diffusers_folders(file: StudyFile) -> list[Path]:
+    """The folders of a pipeline's parts."""
     folder = file.model_path
     index = folder / "model_index.json"
     if not index.is_file():
@@ -112,18 +137,10 @@ def _weights(file: StudyFile) -> Check:
             f"model.path: {folder} holds a {listed.get('_class_name')}, not a {expected}; choose a diffusion-forcing "
             "text-to-video checkpoint."
         )
-    parameters = size = 0
-    for component in ("transformer", "text_encoder", "vae"):
-        read_config(folder / component)
-        files = weight_files(folder / component)
-        parameters += stored_parameters(files)
-        size += sum(path.stat().st_size for path in files)
-    return Check(
-        "weights",
-        "ok",
-        f"{parameters / 1e9:.3g} billion parameters in complete files of {_gib(size)}",
-        {"parameters": parameters, "bytes": size},
-    )
+    parts = [folder / component for component in ("transformer", "text_encoder", "vae")]
+    for part in parts:
+        read_config(part)
+    return parts
 
 
 def _device(study: Study) -> Check:
@@ -219,6 +236,8 @@ def _export(study: Study) -> Check:
 def _prompts(file: StudyFile) -> Check:
     study = file.study
     figures = {"search_cases": len(study.search_cases), "held_out_cases": len(study.held_out_cases)}
+    if study.model.family == "magi_1":
+        return _enough_prompts(figures)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.model_path / "tokenizer", local_files_only=True)
     except (OSError, ValueError) as error:
@@ -234,7 +253,11 @@ def _prompts(file: StudyFile) -> Check:
                 "shorten it or raise the limit",
                 figures,
             )
-    said = f"{len(study.search_cases)} to search on, {len(study.held_out_cases)} held out"
+    return _enough_prompts(figures)
+
+
+def _enough_prompts(figures: dict[str, Any]) -> Check:
+    said = f"{figures['search_cases']} to search on, {figures['held_out_cases']} held out"
     if min(figures.values()) < _FEW_PROMPTS:
         return Check("prompts", "warning", f"{said}; prompts differ a lot, so use three or more of each", figures)
     return Check("prompts", "ok", said, figures)

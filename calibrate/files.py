@@ -39,11 +39,11 @@ def digest(data: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, pattern: str = "*") -> str:
     """A digest of a folder's file names, sizes and samples of their content; a second for 30 GB of weights."""
     chunk = 1 << 16
     seen = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob(pattern) if p.is_file()):
         size = path.stat().st_size
         seen.update(f"{path.relative_to(folder).as_posix()}:{size};".encode())
         with path.open("rb") as file:

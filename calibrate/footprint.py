@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from calibrate.errors import CalibrateError
-from calibrate.study_file import Generation
+from calibrate.study_file import Generation, ModelSpec
 from scope_runtime.context import context_bytes
 
 _FLOAT32_BYTES = 4
+_MAGI_1_PIXELS = 8  # per latent pixel, in each direction
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,119 @@ class Footprint:
         feed_forward = 4 * tokens * self.width * self.ffn_width
         attention = 4 * tokens**2 * self.width
         return float(self.windows * self.rows * self.branches * self.layers * (projections + feed_forward + attention))
+
+
+@dataclass(frozen=True)
+class Magi1Footprint(Footprint):
+    """As `Footprint`, for MAGI-1: keys and values are stored once, for the whole video, and read over a few chunks.
+
+    Attributes:
+        kv_width: Key heads times head dimension.
+        reach: Chunks that one attends to, itself included, at most.
+    """
+
+    kv_width: int
+    reach: int
+
+    @classmethod
+    def of_spec(cls, folder: Path, spec: ModelSpec, generation: Generation) -> Magi1Footprint:
+        """Reads the configuration that a study names.
+
+        Args:
+            folder: A checkout of the official repository.
+            spec: The study's model.
+            generation: The study's settings.
+
+        Raises:
+            CalibrateError: If the configuration is missing or lacks a field.
+        """
+        config = read_magi_1_config(folder, spec)
+        try:
+            model, runtime = config["model_config"], config["runtime_config"]
+            chunk = runtime["chunk_width"]
+            latent_frames = -(-(generation.num_frames // runtime["temporal_downsample_factor"]) // chunk) * chunk
+            height, width = generation.height // _MAGI_1_PIXELS, generation.width // _MAGI_1_PIXELS
+            return cls(
+                layers=model["num_layers"],
+                width=model["num_attention_heads"] * model["kv_channels"],
+                ffn_width=model["ffn_hidden_size"],
+                channels=model["in_channels"],
+                latent_frames=latent_frames,
+                windows=1,
+                latent_height=height,
+                latent_width=width,
+                patches=(height // model["patch_size"]) * (width // model["patch_size"]),
+                branches=runtime["cfg_number"],
+                itemsize=getattr(torch, spec.torch_dtype).itemsize,
+                generation=generation,
+                kv_width=model["num_query_groups"] * model["kv_channels"],
+                reach=max(runtime["noise2clean_kvrange"], default=latent_frames // chunk),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrateError(
+                f"model.config: {spec.config} is incomplete ({error}); take one of the checkout's examples."
+            ) from error
+
+    @property
+    def context_bytes(self) -> int:
+        """The model's own buffer of keys and values."""
+        return context_bytes(
+            layers=self.layers,
+            width=self.kv_width,
+            tokens=self.generation.causal_block_size * self.patches,
+            blocks=self.blocks,
+            branches=1,
+            batch=1,
+            itemsize=self.itemsize,
+        )
+
+    @property
+    def mask_bytes(self) -> int:
+        """No mask is built."""
+        return 0
+
+    @property
+    def flops(self) -> float:
+        """As for `Footprint`, with every chunk computed once per step and branch."""
+        tokens = self.generation.causal_block_size * self.patches
+        projections = 4 * tokens * self.width * (3 * self.width + self.kv_width)
+        feed_forward = 4 * tokens * self.width * self.ffn_width
+        attention = 4 * tokens * min(self.reach, self.blocks) * tokens * self.width
+        evaluations = self.blocks * self.generation.num_inference_steps * self.branches
+        return float(evaluations * self.layers * (projections + feed_forward + attention))
+
+
+def footprint_of(folder: Path, spec: ModelSpec, generation: Generation) -> Footprint:
+    """The footprint of a study's model, of whatever family; see `Footprint.of`."""
+    if spec.family == "magi_1":
+        return Magi1Footprint.of_spec(folder, spec, generation)
+    return Footprint.of(folder, generation, spec.torch_dtype)
+
+
+def read_magi_1_config(folder: Path, spec: ModelSpec) -> dict[str, Any]:
+    """The configuration's JSON that a study of MAGI-1 names.
+
+    Raises:
+        CalibrateError: If it is missing or damaged.
+    """
+    path = folder / str(spec.config)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CalibrateError(f"model.config: {path} is missing or damaged; take one of the checkout's.") from error
+
+
+def magi_1_weights(folder: Path, spec: ModelSpec) -> Path:
+    """The folder of the transformer's safetensors files, as the official code names it."""
+    config = read_magi_1_config(folder, spec)
+    try:
+        load, engine = config["runtime_config"]["load"], config["engine_config"]
+        kind = "inference_weight" + ".fp8" * engine["fp8_quant"] + ".distill" * engine["distill"]
+        return folder / (spec.weights or ".") / load / kind
+    except (KeyError, TypeError) as error:
+        raise CalibrateError(
+            f"model.config: {spec.config} is incomplete ({error}); take one of the checkout's examples."
+        ) from error
 
 
 def _windows(generation: Generation, window: int, per_latent_frame: int) -> int:

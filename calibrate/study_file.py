@@ -28,19 +28,40 @@ class _Strict(BaseModel):
 
 
 class ModelSpec(_Strict):
-    """Which pipeline to calibrate, and on what; `flow_shift` replaces that of the checkpoint's scheduler."""
+    """Which model to calibrate, and on what.
+
+    `skyreels_v2`: `path` is a diffusers folder, and `flow_shift` replaces that of the checkpoint's scheduler. `magi_1`:
+    `path` is a checkout of the official repository, `config` its configuration's JSON, and `weights` the folder that
+    the paths in there are relative to (by default the checkout); both are relative to `path`.
+    """
 
     path: str = Field(min_length=1)
-    family: Literal["skyreels_v2"] = "skyreels_v2"
+    family: Literal["skyreels_v2", "magi_1"] = "skyreels_v2"
     pipeline_class: Literal["SkyReelsV2DiffusionForcingPipeline"] = "SkyReelsV2DiffusionForcingPipeline"
     torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1)
     flow_shift: float | None = Field(default=None, gt=0)
+    config: str | None = Field(default=None, min_length=1)
+    weights: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _of_one_family(self) -> Self:
+        if self.family == "magi_1" and self.config is None:
+            raise ValueError("config must name MAGI-1's configuration, such as example/4.5B/4.5B_base_config.json")
+        foreign = ("flow_shift",) if self.family == "magi_1" else ("config", "weights")
+        for name in foreign:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} means nothing to family {self.family}; remove it or change family")
+        return self
 
 
 class Generation(_Strict):
-    """Arguments of the pipeline call that all generations of the study share."""
+    """What all generations of the study share: arguments of the pipeline call.
+
+    For MAGI-1 these are settings of its configuration: `guidance_scale` is its `cfg_number` (3 or 1),
+    `causal_block_size` its `chunk_width`, and `ar_step` is `num_steps / window_size`, the steps of a stage.
+    """
 
     height: int = Field(ge=16, multiple_of=16)
     width: int = Field(ge=16, multiple_of=16)
@@ -335,6 +356,28 @@ class Study(_Strict):
                     f"held_out_cases must share no prompt with search_cases, but both hold {case.prompt!r}; "
                     "change one of them"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_family(self) -> Self:
+        if self.model.family != "magi_1":
+            return self
+        settings = self.generation
+        if settings.guidance_scale not in (1, 3):
+            raise ValueError(
+                f"generation.guidance_scale must be MAGI-1's cfg_number, 3 or (distilled) 1, not "
+                f"{settings.guidance_scale:g}"
+            )
+        if settings.ar_step < 1 or settings.num_inference_steps % settings.ar_step:
+            raise ValueError(
+                "generation.ar_step must be MAGI-1's num_steps / window_size and so divide num_inference_steps "
+                f"({settings.num_inference_steps}), not {settings.ar_step}"
+            )
+        for name in ("negative_prompt", "overlap_history", "addnoise_condition"):
+            if getattr(settings, name):
+                raise ValueError(f"generation.{name} means nothing to family magi_1; remove it")
+        if self.search.stale_quantile != [None]:
+            raise ValueError("search.stale_quantile must be [null]: MAGI-1's code keeps no older keys and values")
         return self
 
     @property

@@ -83,6 +83,10 @@ class Trace:
                     "block_frames": window.schedule.block_frames,
                     "causal": window.schedule.causal,
                     "volatile": sorted(window.volatile),
+                    "restarts": sorted(window.schedule.restarts),
+                    "offered_once": window.schedule.offered_once,
+                    "branches": window.schedule.branches,
+                    "stock": window.schedule.stock,
                 }
                 for window in self.windows
             ],
@@ -108,6 +112,11 @@ def _read_window(tensors: Mapping[str, torch.Tensor], number: int, about: Mappin
         phase=tuple(tuple(map(Phase, row)) for row in tensors[f"trace.{number}.phase"].tolist()),
         block_frames=about["block_frames"],
         causal=about["causal"],
+        # What a trace of an older version lacks is what only newer families have.
+        restarts=frozenset((row, block) for row, block in about.get("restarts", ())),
+        offered_once=about.get("offered_once", False),
+        branches=tuple(map(tuple, about.get("branches", ()))),
+        stock=tuple(about.get("stock", ())),
     )
     changes = tensors[f"trace.{number}.changes"].numpy()
     return WindowTrace(schedule, frozenset(about["volatile"]), changes, tensors[f"trace.{number}.outputs"])
@@ -219,7 +228,22 @@ class TraceSize:
         overlap = generation.overlap_history or 0
         beyond = max(0, generation.num_frames - generation.base_num_frames)
         windows = 1 + math.ceil(beyond / max(1, frames - overlap))
-        steps, branches = generation.num_inference_steps, 2 if generation.guidance_scale > 1 else 1
+        branches = 2 if generation.guidance_scale > 1 else 1
+        return cls.bound(generation, channels, scale, blocks, windows, branches, max_samples)
+
+    @classmethod
+    def bound(
+        cls,
+        generation: Generation,
+        channels: int,
+        scale: int,
+        blocks: int,
+        windows: int,
+        branches: int,
+        max_samples: int = MAX_SAMPLES,
+    ) -> TraceSize:
+        """As `of`, from the number of blocks of a window, of windows, and of outputs recorded per block and row."""
+        steps = generation.num_inference_steps
         rows = steps + generation.ar_step * (blocks - 1)
         elements = channels * generation.causal_block_size * (generation.height // scale) * (generation.width // scale)
         samples = min(elements, max_samples)

@@ -5,7 +5,7 @@ The engine knows blocks, rows and branches; what a block looks like inside a mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -61,6 +61,8 @@ class Engine:
             They and all blocks after them, which attend to them, are computed whenever a later block is and are never
             captured.
         offload: Keep context in host memory.
+        share: Makes the numbers that decisions rest on the same on all processes that compute one generation, in place;
+            float32 ``[n]``. Without it, processes that round differently could decide differently.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Engine:
         recorder: Recorder | None = None,
         volatile: frozenset[int] = frozenset(),
         offload: bool = False,
+        share: Callable[[torch.Tensor], None] | None = None,
     ) -> None:
         self.schedule = schedule
         self.policy = policy
@@ -80,6 +83,7 @@ class Engine:
         self._recorder = recorder
         self._volatile = frozenset(range(min(volatile), schedule.blocks)) if volatile else volatile
         self._offload = offload
+        self._share = share
         self._decider = Decider(policy, schedule) if policy else None
         self._keep_stale = policy is not None and needs_stale_context(policy, schedule)
         self.report.plan = plan_of(policy, schedule) if policy else None
@@ -119,8 +123,8 @@ class Engine:
         if request.keep:
             complete = self.schedule.complete(row)
             branch.context.close_pass(request.keep, [b for b in request.keep if b in complete])
-        self.report.evaluations += len(computed)
-        self.report.stock_evaluations += self.schedule.blocks
+        self.report.evaluations += self.schedule.evaluations(row, request.blocks)
+        self.report.stock_evaluations += self.schedule.stock_evaluations(row)
 
         outputs = {}
         for block, mode in self._modes.items():
@@ -128,6 +132,8 @@ class Engine:
             if mode is Mode.RECOMPUTE:
                 outputs[block] = computed[block]
                 if self.policy:
+                    if (row, block) in self.schedule.restarts:
+                        history.clear()
                     self._check_prediction(row, block, branch_name, history, computed[block])
                     history.record(sigma, computed[block])
             else:
@@ -186,7 +192,10 @@ class Engine:
         if not moved and not pending:
             return
         parts = [relative_l1(modulated[b], previous[b]).reshape(1) for b in moved] + [norms for _, norms in pending]
-        values = torch.cat(parts).tolist()
+        gathered = torch.cat(parts)
+        if self._share:
+            self._share(gathered)
+        values = gathered.tolist()
         self._changes = dict(zip(moved, values, strict=False))
         start = len(moved)
         for history, norms in pending:
@@ -224,18 +233,23 @@ class Engine:
     def _request(self, row: int, branch: _Branch) -> Pass:
         """The blocks that must go through the transformer for this row's recomputes to be right."""
         recompute = [b for b, mode in self._modes.items() if mode is Mode.RECOMPUTE]
-        if not recompute:
-            return Pass((), branch.context)
         if not self.schedule.causal:
-            return Pass(tuple(range(self.schedule.blocks)), branch.context, causal=False)
-        last = max(recompute)
-        missing = [b for b in self.schedule.complete(row) if b < last and b not in branch.context.captured]
+            return Pass(tuple(range(self.schedule.blocks)) if recompute else (), branch.context, causal=False)
+        missing = self._missing(row, branch.context)
         keep = [b for b in missing if b not in self._volatile]
         return Pass(
             blocks=tuple(sorted({*recompute, *missing})),
             context=branch.context,
             keep=tuple(sorted({*keep, *recompute} if self._keep_stale else keep)),
         )
+
+    def _missing(self, row: int, context: Context) -> list[int]:
+        """Complete blocks that this row must compute, because their K/V are needed and nobody has captured them."""
+        complete = [b for b in self.schedule.complete(row) if b not in context.captured]
+        if self.schedule.offered_once:
+            return complete
+        last = max((b for b, mode in self._modes.items() if mode is Mode.RECOMPUTE), default=-1)
+        return [b for b in complete if b < last]
 
     def _check_prediction(self, row: int, block: int, branch_name: str, history: History, truth: torch.Tensor) -> None:
         assert self.policy is not None
@@ -250,7 +264,9 @@ class Engine:
 
     def _observe_outputs(self, row: int, branch: _Branch, outputs: dict[int, torch.Tensor]) -> None:
         """Measures how far each output moved since the branch's previous row."""
-        moved = [b for b in outputs if b in branch.outputs and b in self._changes]
+        # Across a restart no policy has a choice, so how far outputs move there says nothing about one.
+        kept = [b for b in outputs if (row, b) not in self.schedule.restarts]
+        moved = [b for b in kept if b in branch.outputs and b in self._changes]
         for block in moved:
             change = float(relative_l1(outputs[block], branch.outputs[block]))
             self.report.observe(
@@ -267,16 +283,15 @@ class Engine:
 
     def _note_row(self, row: int) -> None:
         """Writes the row's letters; which complete blocks it computes is the same on every branch."""
-        held = next(iter(self._branches.values())).context.captured
-        recompute = [b for b, mode in self._modes.items() if mode is Mode.RECOMPUTE]
-        last = max(recompute, default=-1)
+        missing = self._missing(row, next(iter(self._branches.values())).context)
+        recomputes = Mode.RECOMPUTE in self._modes.values()
         letters = []
         for block, phase in enumerate(self.schedule.phase[row]):
             if phase is Phase.ACTIVE:
                 letters.append(LETTERS[self._modes[block]])
             elif not self.schedule.causal:
-                letters.append("#" if recompute else ".")
-            elif phase is Phase.COMPLETE and block < last and block not in held:
+                letters.append("#" if recomputes else ".")
+            elif block in missing:
                 letters.append("#" if block in self._volatile else "K")
             else:
                 letters.append(".")

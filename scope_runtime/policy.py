@@ -252,7 +252,8 @@ class Decider:
         else:
             self._accumulated[block] = math.inf
         if (
-            schedule.step(row, block) < policy.warmup
+            (row, block) in schedule.restarts
+            or schedule.step(row, block) < policy.warmup
             or schedule.steps_left(row, block) < policy.tail
             or self._skipped[block] >= policy.max_skip
             or math.isinf(self._accumulated[block])
@@ -296,6 +297,10 @@ def _check_plan_fits(plan: tuple[str, ...], schedule: Schedule) -> None:
                 raise ProfileError(f"policy.plan[{row}]", f"must {should} block {block} in this generation")
             if letter in "PC" and schedule.step(row, block) == 0:
                 raise ProfileError(f"policy.plan[{row}]", f"must recompute block {block} at its first update")
+            if letter in "PC" and (row, block) in schedule.restarts:
+                raise ProfileError(
+                    f"policy.plan[{row}]", f"must recompute block {block}, whose guidance or context changes there"
+                )
 
 
 def needs_stale_context(policy: Policy, schedule: Schedule) -> bool:

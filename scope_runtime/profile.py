@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from scope_runtime import _check
+from scope_runtime.adapters import adapter_for
 from scope_runtime.errors import ProfileError, ProfileMismatch
 from scope_runtime.policy import Policy
 
@@ -46,11 +46,12 @@ class Settings:
         width: Pixels.
         num_frames: Frames of one window.
         num_inference_steps: Updates per block.
-        guidance_scale: Guidance; at most 1 means none.
+        guidance_scale: Guidance; at most 1 means none. MAGI-1: its number of guidance branches, 3 or 1.
         ar_step: Rows by which a block lags behind the one before it.
         causal_block_size: Latent frames per block.
         dtype: Of the transformer, such as ``"bfloat16"``.
-        scheduler: Class and the configuration that shapes its noise levels.
+        scheduler: Class and the configuration that shapes its noise levels; MAGI-1: guidance and context by noise level
+            too.
         prefix: Whether windows may start with finished frames (long video, video-to-video).
         noised_prefix: Whether such a prefix is noised anew in every row (``addnoise_condition``).
     """
@@ -81,34 +82,8 @@ class Settings:
 
     @classmethod
     def of(cls, pipe: Any, **call: Any) -> Settings:
-        """The settings that ``pipe(**call)`` would run with; arguments left out take the pipeline's defaults."""
-        signature = inspect.signature(type(pipe).__call__)
-        given = {name: parameter.default for name, parameter in signature.parameters.items()} | call
-        block = given["causal_block_size"] or pipe.transformer.config.num_frame_per_block
-        windowed = given["overlap_history"] is not None and given["num_frames"] > given["base_num_frames"]
-        # Image- and video-to-video start from finished frames.
-        prefix = windowed or not given.keys().isdisjoint({"image", "video"})
-        return cls(
-            height=given["height"],
-            width=given["width"],
-            num_frames=given["base_num_frames"] if windowed else given["num_frames"],
-            num_inference_steps=given["num_inference_steps"],
-            guidance_scale=float(given["guidance_scale"]),
-            ar_step=given["ar_step"],
-            causal_block_size=block,
-            dtype=str(pipe.transformer.dtype).removeprefix("torch."),
-            scheduler=cls.describe_scheduler(pipe.scheduler),
-            prefix=prefix,
-            noised_prefix=prefix and given["addnoise_condition"] > 0,
-        )
-
-    @staticmethod
-    def describe_scheduler(scheduler: Any) -> str:
-        """Class and the part of the configuration that shapes the noise levels, as one comparable line."""
-        config = scheduler.config
-        keys = ("flow_shift", "prediction_type", "solver_order", "solver_type", "timestep_spacing", "use_flow_sigmas")
-        described = ", ".join(f"{k}={config[k]}" for k in keys if k in config)
-        return f"{type(scheduler).__name__}({described})"
+        """The settings that ``pipe`` would run with when called with ``call``; what is left out is its default."""
+        return adapter_for(pipe).settings(pipe, **call)
 
     def mismatches(self, actual: Settings) -> list[str]:
         """One phrase per setting in which ``actual`` leaves what was calibrated, naming the field."""
@@ -156,13 +131,7 @@ class ModelIdentity:
     @classmethod
     def of(cls, pipe: Any) -> ModelIdentity:
         """Identity of a loaded pipeline."""
-        transformer = pipe.transformer
-        return cls(
-            pipeline=type(pipe).__name__,
-            transformer=type(transformer).__name__,
-            config=_config_digest(transformer.config),
-            weights=_weights_digest(_stored_parameters(transformer)),
-        )
+        return adapter_for(pipe).identity(pipe)
 
     def mismatches(self, actual: ModelIdentity) -> list[str]:
         """One phrase per field in which ``actual`` is another model."""
@@ -191,31 +160,14 @@ def _from_complete_dict(cls: Any, data: Any, where: str) -> Any:
     return cls(**data)
 
 
-def _config_digest(config: Mapping[str, Any]) -> str:
-    # Private keys hold paths and versions; the block size is a call argument that the pipeline writes into the config.
-    plain = {k: v for k, v in config.items() if not k.startswith("_") and k != "num_frame_per_block"}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _stored_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """A model's parameters with their values, wherever accelerate keeps those of an offloaded module."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            owner, _, own_name = name.rpartition(".")
-            hook = getattr(model.get_submodule(owner), "_hf_hook", None)
-            stores = [getattr(h, "weights_map", None) for h in getattr(hook, "hooks", (hook,))]
-            stored = [store[own_name] for store in stores if store is not None]
-            if not stored:
-                raise ProfileError(
-                    "model.weights", f"cannot be checked: {name} holds no values (it is on the meta device)"
-                )
-            yield name, stored[0]
-        else:
-            yield name, parameter
+def config_digest(config: Mapping[str, Any]) -> str:
+    """A short name for a model's configuration."""
+    return hashlib.sha256(json.dumps(dict(config), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()
-def _weights_digest(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
+def weights_digest(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """A short name for a model's weights, from a sample of every tensor; see `ModelIdentity.weights`."""
     digest = hashlib.sha256()
     for name, parameter in parameters:
         digest.update(f"{name}{tuple(parameter.shape)}".encode())

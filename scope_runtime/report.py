@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,6 +154,20 @@ class Report:
     windows: list[WindowReport] = field(default_factory=list)
     seconds: float = 0.0
     peak_memory_bytes: int | None = None
+    _started: float = field(default_factory=time.perf_counter, repr=False)
+
+    @classmethod
+    def begin(cls, device: torch.device) -> Report:
+        """The empty report of a generation that starts now on ``device``."""
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        return cls()
+
+    def mark(self, device: torch.device) -> None:
+        """Takes time and memory after a model call on ``device``."""
+        self.seconds = time.perf_counter() - self._started
+        if device.type == "cuda":
+            self.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
 
     @property
     def evaluations(self) -> int:

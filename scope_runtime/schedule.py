@@ -19,6 +19,10 @@ class Phase(IntEnum):
     """Denoised: it only serves as context for later blocks."""
 
 
+NEEDED = "N"
+ALONG = "a"
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The whole plan of one window, known before its first row.
@@ -30,12 +34,24 @@ class Schedule:
         block_frames: Latent frames per block.
         causal: True when a block never attends to later blocks. Only then may blocks be dropped from a computation
             without changing the others.
+        restarts: Updates (row, block) before which the model's output is known to jump, because its guidance or its
+            context changes: they are recomputed, and the block's history begins anew.
+        offered_once: True when a complete block can be captured only in the first row after its completion, so that
+            this row captures it whether or not anything else is computed.
+        branches: Guidance branches that one model call consists of, as one string per row with one letter per block:
+            ``N`` where the branch's output for the block carries weight, ``a`` where the branch only computes the block
+            along with a later ``N``, ``.`` elsewhere. Empty: every call is one branch.
+        stock: Block evaluations of the stock pipeline in each row. Empty: it computes every block once per call.
     """
 
     sigma: tuple[tuple[float, ...], ...]
     phase: tuple[tuple[Phase, ...], ...]
     block_frames: int
     causal: bool = True
+    restarts: frozenset[tuple[int, int]] = frozenset()
+    offered_once: bool = False
+    branches: tuple[tuple[str, ...], ...] = ()
+    stock: tuple[int, ...] = ()
 
     @classmethod
     def from_step_index(
@@ -90,6 +106,22 @@ class Schedule:
     def complete(self, row: int) -> tuple[int, ...]:
         """Blocks that are clean before ``row``, in order."""
         return tuple(b for b, p in enumerate(self.phase[row]) if p is Phase.COMPLETE)
+
+    def computed(self, branch: int, row: int, blocks: Sequence[int]) -> tuple[int, ...]:
+        """Those of ``blocks`` that a guidance branch has to compute in ``row`` when ``blocks`` are asked for."""
+        letters = self.branches[branch][row]
+        last = max((b for b in blocks if letters[b] == NEEDED), default=-1)
+        return tuple(b for b in blocks if letters[b] == NEEDED or (letters[b] == ALONG and b < last))
+
+    def evaluations(self, row: int, blocks: Sequence[int]) -> int:
+        """Block evaluations that one model call of ``row`` takes when ``blocks`` are asked for."""
+        if not self.branches:
+            return len(blocks)
+        return sum(len(self.computed(branch, row, blocks)) for branch in range(len(self.branches)))
+
+    def stock_evaluations(self, row: int) -> int:
+        """Block evaluations of the stock pipeline in one model call of ``row``."""
+        return self.stock[row] if self.stock else self.blocks
 
     @cached_property
     def _active_rows(self) -> tuple[tuple[int, ...], ...]:

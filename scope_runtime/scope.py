@@ -6,9 +6,10 @@ import warnings
 from types import TracebackType
 from typing import Any, Literal
 
+from scope_runtime.adapters import Attachment, adapter_for
 from scope_runtime.context import ContextOptions
 from scope_runtime.engine import Recorder
-from scope_runtime.errors import AttachError, ProfileMismatch, ScopeWarning
+from scope_runtime.errors import ProfileMismatch, ScopeWarning
 from scope_runtime.policy import Policy
 from scope_runtime.profile import Profile, Settings
 from scope_runtime.report import Report
@@ -19,7 +20,7 @@ OnMismatch = Literal["exact", "raise"]
 class Scope:
     """An accelerated pipeline, until closed. Leaving the ``with`` block (or `close`) restores stock behaviour."""
 
-    def __init__(self, attachment: Any) -> None:
+    def __init__(self, attachment: Attachment) -> None:
         self._attachment = attachment
 
     @property
@@ -60,7 +61,8 @@ def apply_scope(
     """Accelerates a pipeline with a calibrated profile.
 
     Args:
-        pipe: A pipeline of a known family (SkyReels-V2 diffusion forcing in diffusers).
+        pipe: A SkyReels-V2 diffusion-forcing pipeline of diffusers, or MAGI-1's ``MagiPipeline`` or model. A
+            ``MagiPipeline`` loads its model when it runs, so that is when the model is checked.
         profile: From `Profile.load`.
         on_mismatch: What to do when a call's settings are not the calibrated ones: run it ``"exact"`` (identical
             frames, no skipping) with a `ScopeWarning` that names the settings, or ``"raise"`` `ProfileMismatch`.
@@ -76,8 +78,7 @@ def apply_scope(
     """
     if on_mismatch not in ("exact", "raise"):
         raise ValueError(f"on_mismatch must be 'exact' or 'raise', not {on_mismatch!r}")
-    adapter = _adapter_for(pipe)
-    profile.check_model(pipe)
+    adapter = adapter_for(pipe)
 
     def policy_for(actual: Settings) -> tuple[Policy | None, str]:
         found = profile.settings.mismatches(actual)
@@ -90,7 +91,8 @@ def apply_scope(
         warnings.warn(message, ScopeWarning, stacklevel=2)
         return None, message
 
-    return Scope(adapter(pipe, policy_for, context=ContextOptions(offload_context, max_context_bytes)))
+    context = ContextOptions(offload_context, max_context_bytes)
+    return Scope(adapter(pipe, policy_for, check=profile.check_model, context=context))
 
 
 def run_policy(
@@ -105,7 +107,7 @@ def run_policy(
         max_context_bytes: Refuse a generation whose context would take more, before it starts.
     """
     context = ContextOptions(offload_context, max_context_bytes)
-    return Scope(_adapter_for(pipe)(pipe, lambda settings: (policy, ""), context=context))
+    return Scope(adapter_for(pipe)(pipe, lambda settings: (policy, ""), context=context))
 
 
 def exact(
@@ -130,18 +132,5 @@ def exact(
         max_context_bytes: Refuse a generation whose context would take more, before it starts.
     """
     context = ContextOptions(offload_context, max_context_bytes)
-    adapter = _adapter_for(pipe)
+    adapter = adapter_for(pipe)
     return Scope(adapter(pipe, lambda settings: (None, ""), observe=observe, recorder=recorder, context=context))
-
-
-def _adapter_for(pipe: Any) -> Any:
-    """The attachment class for a pipeline, chosen by class name so that no family is imported without need."""
-    names = [cls.__name__ for cls in type(pipe).__mro__]
-    if any(name.startswith("SkyReelsV2DiffusionForcing") for name in names):
-        from scope_runtime.adapters.skyreels_v2 import SkyReelsV2Attachment
-
-        return SkyReelsV2Attachment
-    raise AttachError(
-        f"{type(pipe).__name__} is not a pipeline that scope_runtime knows: it accelerates SkyReels-V2 "
-        "diffusion-forcing pipelines"
-    )

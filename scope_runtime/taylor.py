@@ -50,6 +50,10 @@ class History:
         self._sigmas = [sigma, *sigmas][: self.order + 1]
         self._norms = None
 
+    def clear(self) -> None:
+        """Forgets every recorded output: what follows does not continue it."""
+        self._sigmas, self._coefficients, self._norms = [], [], None
+
     def step_ratio(self, sigma: float) -> float:
         """How far an extrapolation reaches: rho = |s - s0| / |s0 - s1|; infinite with fewer than two points."""
         if len(self._sigmas) < 2:

@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 
+from scope_runtime.errors import ProfileError
+
 _GROUP_OFFLOADING = "group_offloading"
 """Name under which diffusers registers its group offloading."""
 
@@ -76,3 +78,20 @@ def loaded(*modules: torch.nn.Module) -> Iterator[None]:
                     hook.pre_forward(module)
                     stack.callback(hook.post_forward, module, None)
         yield
+
+
+def stored_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """A model's parameters with their values, wherever accelerate keeps those of an offloaded module."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            owner, _, own_name = name.rpartition(".")
+            hook = getattr(model.get_submodule(owner), "_hf_hook", None)
+            stores = [getattr(h, "weights_map", None) for h in getattr(hook, "hooks", (hook,))]
+            stored = [store[own_name] for store in stores if store is not None]
+            if not stored:
+                raise ProfileError(
+                    "model.weights", f"cannot be checked: {name} holds no values (it is on the meta device)"
+                )
+            yield name, stored[0]
+        else:
+            yield name, parameter

@@ -13,11 +13,10 @@ Four places are touched while attached, and restored on detaching:
 from __future__ import annotations
 
 import inspect
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
@@ -31,19 +30,19 @@ from diffusers.models.transformers.transformer_skyreels_v2 import (
 )
 
 from scope_runtime.adapters._calls import CallGate
-from scope_runtime.adapters._hooks import Interception, loaded
+from scope_runtime.adapters._hooks import Interception, loaded, stored_parameters
 from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
 from scope_runtime.engine import Engine, Recorder
 from scope_runtime.errors import AttachError
 from scope_runtime.policy import CONTEXT_DTYPES, Policy, needs_stale_context
-from scope_runtime.profile import Settings
+from scope_runtime.profile import ModelIdentity, Settings, config_digest, weights_digest
 from scope_runtime.report import Report
 from scope_runtime.schedule import Phase, Schedule
 
-_HOOK = "scope_runtime"
+if TYPE_CHECKING:
+    from scope_runtime.adapters import PolicyFor
 
-PolicyFor = Callable[[Settings], tuple[Policy | None, str]]
-"""Chooses the policy (None = exact) for a generation from its real settings, with a note on why, or an empty string."""
+_HOOK = "scope_runtime"
 
 
 class _NoState(BaseState):
@@ -223,6 +222,7 @@ class SkyReelsV2Attachment:
     Args:
         pipe: A SkyReels-V2 diffusion-forcing pipeline.
         policy_for: Chooses the policy of each generation from its real settings.
+        check: Refuses a model that is not the calibrated one, before anything is touched.
         observe: Record indicator and output changes.
         recorder: Told of every row when observing.
         context: Where context is kept and how much of it.
@@ -236,6 +236,7 @@ class SkyReelsV2Attachment:
         pipe: Any,
         policy_for: PolicyFor,
         *,
+        check: Callable[[Any], None] | None = None,
         observe: bool = False,
         recorder: Recorder | None = None,
         context: ContextOptions | None = None,
@@ -252,7 +253,8 @@ class SkyReelsV2Attachment:
         self._plan: dict[str, Any] | None = None
         self._rotary: torch.Tensor | None = None
         self._rotary_tables: dict[tuple[int, ...], torch.Tensor] = {}
-        self._started = 0.0
+        if check is not None:
+            check(pipe)
         self._check()
 
         self._generate_timestep_matrix = pipe.generate_timestep_matrix
@@ -263,6 +265,42 @@ class SkyReelsV2Attachment:
         self._attention = [block.attn1 for block in self.transformer.blocks]
         for layer, attention in enumerate(self._attention):
             attention.set_processor(_PrefixAttention(self, layer, attention.processor))
+
+    @staticmethod
+    def identity(pipe: Any) -> ModelIdentity:
+        """Identity of a loaded pipeline."""
+        transformer = pipe.transformer
+        # Private keys hold paths and versions; the block size is a call argument that the pipeline writes there.
+        config = {k: v for k, v in transformer.config.items() if not k.startswith("_") and k != "num_frame_per_block"}
+        return ModelIdentity(
+            pipeline=type(pipe).__name__,
+            transformer=type(transformer).__name__,
+            config=config_digest(config),
+            weights=weights_digest(stored_parameters(transformer)),
+        )
+
+    @staticmethod
+    def settings(pipe: Any, **call: Any) -> Settings:
+        """The settings that ``pipe(**call)`` would run with; arguments left out take the pipeline's defaults."""
+        signature = inspect.signature(type(pipe).__call__)
+        given = {name: parameter.default for name, parameter in signature.parameters.items()} | call
+        block = given["causal_block_size"] or pipe.transformer.config.num_frame_per_block
+        windowed = given["overlap_history"] is not None and given["num_frames"] > given["base_num_frames"]
+        # Image- and video-to-video start from finished frames.
+        prefix = windowed or not given.keys().isdisjoint({"image", "video"})
+        return Settings(
+            height=given["height"],
+            width=given["width"],
+            num_frames=given["base_num_frames"] if windowed else given["num_frames"],
+            num_inference_steps=given["num_inference_steps"],
+            guidance_scale=float(given["guidance_scale"]),
+            ar_step=given["ar_step"],
+            causal_block_size=block,
+            dtype=str(pipe.transformer.dtype).removeprefix("torch."),
+            scheduler=_describe_scheduler(pipe.scheduler),
+            prefix=prefix,
+            noised_prefix=prefix and given["addnoise_condition"] > 0,
+        )
 
     def _check(self) -> None:
         if hasattr(self.transformer, "_orig_mod") or getattr(self.transformer, "_compiled_call_impl", None) is not None:
@@ -312,10 +350,7 @@ class SkyReelsV2Attachment:
         # Every call sets the timestep to None, every row to something else: None here is a new generation, anything
         # else a further window of the one that is running.
         if self.pipe._current_timestep is None:
-            self.report = Report()
-            self._started = time.perf_counter()
-            if self.pipe._execution_device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(self.pipe._execution_device)
+            self.report = Report.begin(self.pipe._execution_device)
         self._interception.keep()
         step_matrix, step_index, update, _ = result
         self._plan = {**bound.arguments, "step_index": step_index, "update": update}
@@ -339,9 +374,7 @@ class SkyReelsV2Attachment:
         sample = hidden.new_zeros(hidden.shape[0], self.transformer.config.out_channels, *hidden.shape[2:])
         for block, output in outputs.items():
             sample[:, :, block * block_frames : (block + 1) * block_frames] = output
-        self.report.seconds = time.perf_counter() - self._started
-        if hidden.is_cuda:
-            self.report.peak_memory_bytes = torch.cuda.max_memory_allocated(hidden.device)
+        self.report.mark(hidden.device)
         if not arguments.get("return_dict", True):
             return (sample,)
         return Transformer2DModelOutput(sample=sample)
@@ -432,7 +465,7 @@ class SkyReelsV2Attachment:
             prefix=plan["num_pre_ready"] > 0,
             noised_prefix=noised_prefix,
             dtype=str(self.transformer.dtype).removeprefix("torch."),
-            scheduler=Settings.describe_scheduler(pipe.scheduler),
+            scheduler=_describe_scheduler(pipe.scheduler),
         )
 
     # What happens inside one pass.
@@ -473,3 +506,11 @@ def _bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     if not args:
         return kwargs
     return dict(inspect.signature(forward).bind(*args, **kwargs).arguments)
+
+
+def _describe_scheduler(scheduler: Any) -> str:
+    """Class and the part of the configuration that shapes the noise levels, as one comparable line."""
+    config = scheduler.config
+    keys = ("flow_shift", "prediction_type", "solver_order", "solver_type", "timestep_spacing", "use_flow_sigmas")
+    described = ", ".join(f"{k}={config[k]}" for k in keys if k in config)
+    return f"{type(scheduler).__name__}({described})"

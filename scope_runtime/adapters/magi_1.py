@@ -1,0 +1,643 @@
+"""MAGI-1 on its official code (the package ``inference``), unmodified.
+
+One attribute is touched while attached: ``forward_dispatcher`` of the model, shadowed on the instance, which the
+denoising loop looks up at every call. What a call means follows from the configuration and from how many calls its
+``inference_params`` have seen, so the whole plan is known at the first one.
+
+Three properties of the official code carry the rest:
+
+- attention is causal over chunks, so a leading part of the window can be computed without the chunks behind it;
+- only two kinds of call write keys and values that are read later: the one for whole prefix chunks, and the first of
+  every stage, which carries the chunk that was completed last in front. These writes always happen;
+- everything else only needs the velocity, so the others may be answered without running the model.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
+from scope_runtime.engine import Engine, Recorder
+from scope_runtime.errors import AttachError, ProfileError, ScopeError
+from scope_runtime.policy import Policy, needs_stale_context
+from scope_runtime.profile import ModelIdentity, Settings, config_digest, weights_digest
+from scope_runtime.report import Report
+from scope_runtime.schedule import ALONG, NEEDED, Schedule
+
+if TYPE_CHECKING:
+    from scope_runtime.adapters import PolicyFor
+
+_PIXELS_PER_LATENT = 8
+_TIME_TOLERANCE = 1e-5
+# Guidance branches with three of them, in the order of the schedule's `branches`.
+_TEXT, _CONTEXT, _UNCONDITIONAL = range(3)
+# What one call's velocities are called as a branch of the engine: they are combined before anything is kept of them.
+_GUIDED = "guided"
+_ABSENT = "."
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the three branches are combined for a chunk: ``text t + context c + unconditional u``."""
+
+    text: float
+    context: float
+    unconditional: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One generation as the official loop will run it.
+
+    Attributes:
+        schedule: Noise levels (sigma = 1 - t), active chunks, guidance branches.
+        times: ``times[row][chunk]``: t of the active chunks, 0 elsewhere.
+        guidance: ``guidance[row][chunk]`` with three branches, for the active chunks; None with one branch.
+    """
+
+    schedule: Schedule
+    times: tuple[tuple[float, ...], ...]
+    guidance: tuple[dict[int, Guidance], ...] | None
+
+    @classmethod
+    def of(cls, runtime: Any, engine: Any, num_steps: int, chunks: int, prefix: int) -> Plan:
+        """Works out the plan.
+
+        Args:
+            runtime: The model's ``runtime_config``.
+            engine: The model's ``engine_config``.
+            num_steps: Updates per chunk.
+            chunks: Chunks of the video, prefix included.
+            prefix: Whole chunks that are given.
+        """
+        window = runtime.window_size
+        per_stage = num_steps // window
+        grid = time_grid(num_steps, engine.shortcut_mode)
+        guided = runtime.cfg_number == 3
+        guidance_at = _guidance_by_step(runtime, grid[:-1]) if guided else []
+        threshold = engine.distill_nearly_clean_chunk_threshold
+
+        steps: list[list[int]] = []
+        letters: list[list[str]] = []
+        stock: list[int] = []
+        guidance: list[dict[int, Guidance]] = []
+        regimes: dict[int, list[tuple[int, object]]] = {}
+        for stage in range(prefix, chunks + window - 1):
+            first, end = max(prefix, stage - window + 1), min(chunks, stage + 1)
+            for i in range(per_stage):
+                row = len(steps)
+                step = {c: (stage - c) * per_stage + i for c in range(first, end)}
+                steps.append([num_steps + 1 if c < first else step[c] + 1 if c in step else 0 for c in range(chunks)])
+                # A clean chunk is handed over once, in front of the stage's first call.
+                clean = [first - 1] if i == 0 and first > prefix else []
+                written = [*clean, *(range(prefix) if row == 0 else ())]
+                near = not guided and grid[step[first]] > threshold
+                if guided:
+                    weights = {c: guidance_at[s] for c, s in step.items()}
+                    guidance.append(weights)
+                    letters.append(
+                        [
+                            _letters(chunks, {c: g.text != 0 for c, g in weights.items()}, along=clean),
+                            _letters(chunks, {c: g.context != 0 for c, g in weights.items()}, needed=written),
+                            _letters(chunks, {c: g.unconditional != 0 for c, g in weights.items()}, alone=True),
+                        ]
+                    )
+                    # The unconditional branch leaves out a clean chunk, but not a prefix.
+                    stock.append(3 * (len(step) + len(written)) - len(clean))
+                else:
+                    # The first chunk, once nearly clean, is computed a second time without context and mixed in.
+                    letters.append(
+                        [
+                            _letters(chunks, dict.fromkeys(step, True), needed=written),
+                            _letters(chunks, {first: near}, alone=True),
+                        ]
+                    )
+                    stock.append(len(step) + len(written) + near)
+                for c, s in step.items():
+                    start = _context_start(runtime, c, s, num_steps)
+                    regime = (guidance_at[s] if guided else near and c == first, start, max(0, first - start))
+                    regimes.setdefault(c, []).append((row, regime))
+        schedule = Schedule.from_step_index(
+            step_index=steps,
+            update=[[0 < s <= num_steps for s in row] for row in steps],
+            sigmas=[1 - t for t in grid[:-1]],
+            block_frames=runtime.chunk_width,
+        )
+        restarts = {
+            (row, chunk)
+            for chunk, course in regimes.items()
+            for (_, before), (row, now) in pairwise(course)
+            if now != before
+        }
+        schedule = replace(
+            schedule,
+            restarts=frozenset(restarts),
+            offered_once=True,
+            branches=tuple(zip(*letters, strict=True)),
+            stock=tuple(stock),
+        )
+        times = tuple(tuple(grid[s - 1] if 0 < s <= num_steps else 0.0 for s in row) for row in steps)
+        return cls(schedule, times, tuple(guidance) if guided else None)
+
+
+def time_grid(num_steps: int, shortcut_mode: str) -> list[float]:
+    """The ``num_steps + 1`` values of t from 0 (noise) to 1 (clean), as the official loop has them (float32)."""
+    if num_steps == 12:
+        # Three of every four of the 16-step grid's steps.
+        quarters = (0.0, 0.25, 0.5) if shortcut_mode == "16,16,8" else (0.0, 0.5, 0.75)
+        starts = torch.tensor([k / 4 + q / 4 for k in range(5) for q in quarters])[:13]
+    else:
+        starts = torch.linspace(0, 1, num_steps + 1)
+    squared = starts**2
+    third = 1.0 / 3.0
+    return (third * squared / (1 + (third - 1) * squared)).tolist()
+
+
+def _guidance_by_step(runtime: Any, times: list[float]) -> list[Guidance]:
+    """The branches' weights at each of ``times``, from the scales that hold from each edge of ``cfg_t_range`` on."""
+    edges = torch.tensor(runtime.cfg_t_range) - 1e-7
+    found = []
+    for index in (torch.searchsorted(edges, torch.tensor(times)) - 1).tolist():
+        previous, text = runtime.prev_chunk_scales[index], runtime.text_scales[index]
+        found.append(Guidance(text=text, context=previous - text, unconditional=1 - previous))
+    return found
+
+
+def _context_start(runtime: Any, chunk: int, step: int, num_steps: int) -> int:
+    """The first chunk that ``chunk`` attends to at a step."""
+    ranges = runtime.noise2clean_kvrange
+    return max(0, chunk + 1 - ranges[step // (num_steps // len(ranges))]) if ranges else 0
+
+
+def _letters(
+    chunks: int,
+    weighs: dict[int, bool],
+    *,
+    needed: list[int] | tuple[int, ...] = (),
+    along: list[int] | tuple[int, ...] = (),
+    alone: bool = False,
+) -> str:
+    """A row of `Schedule.branches`: active chunks by whether the branch weighs, and what it computes besides."""
+    otherwise = _ABSENT if alone else ALONG
+    letters = dict.fromkeys(along, ALONG) | dict.fromkeys(needed, NEEDED)
+    letters |= {c: NEEDED if weight else otherwise for c, weight in weighs.items()}
+    return "".join(letters.get(c, _ABSENT) for c in range(chunks))
+
+
+class _Call:
+    """One call of the loop as the engine sees it; chunks are counted from the start of the video.
+
+    Args:
+        model: The model.
+        stock: The model's own ``forward_dispatcher``.
+        plan: The generation's.
+        row: Of the plan.
+        tensors: ``x`` [2, C, n chunk_width, H, W], ``timestep`` [2, n], ``y`` [2n, 1, L, channels], ``mask`` [2n, 1, L]
+            and ``kv_range`` [n, 2], with both guidance halves.
+        inference_params: Where the model keeps its context.
+        options: The call's other arguments.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        stock: Callable[..., torch.Tensor],
+        plan: Plan,
+        row: int,
+        tensors: dict[str, torch.Tensor],
+        inference_params: Any,
+        options: dict[str, Any],
+    ) -> None:
+        self.model = model
+        self.stock = stock
+        self.plan = plan
+        self.row = row
+        self.tensors = tensors
+        self.inference_params = inference_params
+        self.options = options
+        self.first: int = options["slice_point"]
+        self.chunks: int = options["denoising_range_num"]
+        self.width: int = options["chunk_width"]
+
+    def forward(self, request: Pass) -> dict[int, torch.Tensor]:
+        """Computes a leading part of the window; see `scope_runtime.engine.Model`."""
+        blocks = [b for b in request.blocks if b >= self.first]  # whole prefix chunks had a call of their own
+        if blocks != list(range(self.first, self.first + len(blocks))):
+            raise ScopeError(f"chunks {blocks} are no leading part of a window that begins with chunk {self.first}")
+        active = self.plan.schedule.active(self.row)
+        if not set(active) & set(blocks):
+            self.write_context(len(blocks))
+            return {}
+        if self.plan.guidance is None:
+            return self._unguided(blocks)
+        return self._guided(blocks, self.plan.guidance[self.row])
+
+    def write_context(self, count: int) -> None:
+        """Runs the first ``count`` chunks for nothing but the keys and values that later calls read."""
+        # With three branches, it is the second (without text) that writes them.
+        half = 0 if self.plan.guidance is None else 1
+        self._branch(count, half, writes=True, distill_nearly_clean_chunk=False)
+
+    def modulated_input(self, blocks: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        """First transformer block's normalised input times its gate, ``[tokens, hidden]`` per chunk.
+
+        MAGI-1 does not modulate a block's input by the noise level but gates what the block adds; the product carries
+        both content and noise level all the same.
+        """
+        model, config = self.model, self.model.model_config
+        layer = model.videodit_blocks.layers[0]
+        x = torch.cat([self._chunk(b) for b in blocks]).float() * config.x_rescale_factor
+        if config.half_channel_vae:
+            x = torch.cat([x, x], dim=1)
+        times = self.tensors["timestep"][0, [b - self.first for b in blocks]].float()
+        no_text = torch.tensor([self.plan.guidance is not None], device=x.device)
+        with torch.no_grad(), torch.autocast("cuda", torch.float32, enabled=x.is_cuda):
+            hidden = model.x_embedder(x).flatten(2).transpose(1, 2)  # [chunks, tokens, hidden]
+            condition = model.t_embedder(times)
+            if model.engine_config.distill:
+                steps = self.options["num_steps"]
+                jump = 4 / self.options["distill_interval"] if steps == 12 else steps / 4
+                condition = condition + model.t_embedder(torch.ones_like(times) * 2 * jump)
+            caption = model.y_embedder.caption_drop_single_token(no_text)
+            condition = condition + model.y_embedder.y_proj_adaln(caption).squeeze(1)
+        with torch.no_grad():
+            normed = layer.self_attention.linear_qkv.layer_norm(hidden.to(config.params_dtype))
+            gate = layer.ada_modulate_layer(condition.to(config.params_dtype)).float().tanh().chunk(2, dim=-1)[0]
+            modulated = normed.float() * gate.unsqueeze(1)
+        return dict(zip(blocks, modulated, strict=True))
+
+    def _guided(self, blocks: list[int], guidance: dict[int, Guidance]) -> dict[int, torch.Tensor]:
+        """Velocities of the active chunks among ``blocks`` from the branches that carry weight."""
+        schedule = self.plan.schedule
+        text_count = len(schedule.computed(_TEXT, self.row, blocks))
+        text = self._split(self._branch(text_count, 0, writes=False)) if text_count else {}
+        context = self._split(self._branch(len(schedule.computed(_CONTEXT, self.row, blocks)), 1, writes=True))
+        unconditional = self._unconditional(schedule.computed(_UNCONDITIONAL, self.row, blocks))
+        velocities = {}
+        for chunk in (b for b in blocks if b in guidance):
+            weights = guidance[chunk]
+            terms = [
+                weight * outputs[chunk]
+                for weight, outputs in (
+                    (weights.unconditional, unconditional),
+                    (weights.context, context),
+                    (weights.text, text),
+                )
+                if weight != 0
+            ]
+            velocities[chunk] = torch.stack(terms).sum(dim=0)
+        return velocities
+
+    def _branch(self, count: int, half: int, *, writes: bool, **changes: Any) -> torch.Tensor:
+        """Runs the first ``count`` chunks with text (half 0) or without (half 1): [1, C, count chunk_width, H, W]."""
+        tensors = self.tensors
+        rows = slice(half * self.chunks, half * self.chunks + count)
+        self.inference_params.update_kv_cache = writes
+        return self.model.forward(
+            tensors["x"][:1, :, : count * self.width],
+            tensors["timestep"][:1, :count],
+            tensors["y"][rows],
+            caption_dropout_mask=torch.tensor([half == 1], device=tensors["x"].device),
+            xattn_mask=tensors["mask"][rows],
+            kv_range=tensors["kv_range"][:count],
+            inference_params=self.inference_params,
+            **self._window(count) | changes,
+        )
+
+    def _unconditional(self, blocks: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        """The given chunks without text and without context, as a batch."""
+        if not blocks:
+            return {}
+        tensors = self.tensors
+        slots = [b - self.first for b in blocks]
+        rows = [self.chunks + slot for slot in slots]
+        x = torch.cat([self._chunk(b) for b in blocks])
+        alone = {"slice_point": 0, "range_num": 1, "denoising_range_num": 1, "fwd_extra_1st_chunk": False}
+        output = self.model.forward(
+            x,
+            tensors["timestep"][0, slots].unsqueeze(1),
+            tensors["y"][rows],
+            caption_dropout_mask=torch.tensor([True], device=x.device),
+            xattn_mask=tensors["mask"][rows],
+            kv_range=self.model.generate_kv_range_for_uncondition(x),
+            inference_params=None,
+            **self.options | alone,
+        )
+        return dict(zip(blocks, output.split(1), strict=True))
+
+    def _unguided(self, blocks: list[int]) -> dict[int, torch.Tensor]:
+        """Velocities of ``blocks`` from the one branch that a distilled model has."""
+        count, tensors = len(blocks), self.tensors
+        halves = [rows for start in (0, self.chunks) for rows in range(start, start + count)]
+        output = self.stock(
+            x=tensors["x"][:, :, : count * self.width],
+            timestep=tensors["timestep"][:, :count],
+            y=tensors["y"][halves],
+            mask=tensors["mask"][halves],
+            kv_range=tensors["kv_range"][:count],
+            inference_params=self.inference_params,
+            **self._window(count),
+        )
+        return self._split(output[:1])
+
+    def _window(self, count: int) -> dict[str, Any]:
+        """The call's options for its first ``count`` chunks."""
+        return self.options | {"denoising_range_num": count, "range_num": self.first + count}
+
+    def _chunk(self, block: int) -> torch.Tensor:
+        start = (block - self.first) * self.width
+        return self.tensors["x"][:1, :, start : start + self.width]
+
+    def _split(self, output: torch.Tensor) -> dict[int, torch.Tensor]:
+        return {self.first + i: part for i, part in enumerate(output.split(self.width, dim=2))}
+
+
+@dataclass
+class _Generation:
+    """State of one generation; dropped with its last row, or with the ``inference_params`` that it belongs to."""
+
+    plan: Plan
+    engine: Engine
+
+
+class Magi1Attachment:
+    """Holds a model, or a pipeline's model while it runs, accelerated until `detach`.
+
+    Args:
+        pipe: A ``VideoDiTModel``, or a ``MagiPipeline``, which builds its model anew for every video.
+        policy_for: Chooses the policy of each generation from its real settings.
+        check: Refuses a model that is not the calibrated one, before anything is touched.
+        observe: Record indicator and output changes.
+        recorder: Told of every row when observing.
+        context: How much of it. Where it is kept is the model's own business.
+
+    Raises:
+        AttachError: If the model is already accelerated, or is split over a pipeline of devices.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        policy_for: PolicyFor,
+        *,
+        check: Callable[[Any], None] | None = None,
+        observe: bool = False,
+        recorder: Recorder | None = None,
+        context: ContextOptions | None = None,
+    ) -> None:
+        self.pipe = pipe
+        self.report = Report()
+        self._policy_for = policy_for
+        self._check_model = check
+        self._observe = observe
+        self._recorder = recorder
+        self._context = context or ContextOptions()
+        self._model: Any = None
+        self._generations: WeakKeyDictionary[Any, _Generation] = WeakKeyDictionary()
+        self._check(_configs(pipe).engine_config)
+        if hasattr(pipe, "forward_dispatcher"):
+            self._attach(pipe)
+        else:
+            if "_run" in vars(pipe):
+                raise AttachError("this pipeline is already accelerated by scope_runtime: close the other scope first")
+            pipe._run = partial(self._run, pipe._run)
+
+    def _check(self, engine: Any) -> None:
+        if engine.pp_size > 1:
+            raise AttachError(
+                f"engine_config.pp_size is {engine.pp_size}: with pipeline parallelism only the last stage sees the "
+                "velocity, so nothing can be skipped; set pp_size to 1 and use cp_size instead"
+            )
+        if self._context.offload:
+            raise AttachError(
+                "offload_context: MAGI-1 keeps its context itself; set engine_config.kv_offload to true instead"
+            )
+
+    def detach(self) -> None:
+        """Gives the model or the pipeline back as it was; harmless when called twice."""
+        self._release()
+        run = vars(self.pipe).get("_run")
+        if isinstance(run, partial) and run.func == self._run:
+            del self.pipe._run
+
+    @staticmethod
+    def identity(pipe: Any) -> ModelIdentity:
+        """Identity of a model; a ``MagiPipeline`` has none before it runs."""
+        if not hasattr(pipe, "forward_dispatcher"):
+            raise AttachError(
+                "a MagiPipeline builds its model when it runs: give the model (inference.model.dit.get_dit)"
+            )
+        config = {k: v for k, v in vars(pipe.model_config).items() if k != "params_dtype"}
+        engine = pipe.engine_config
+        return ModelIdentity(
+            pipeline="MagiPipeline",
+            transformer=type(pipe).__name__,
+            config=config_digest({**config, "distill": engine.distill, "fp8_quant": engine.fp8_quant}),
+            weights=weights_digest(pipe.named_parameters()),
+        )
+
+    @staticmethod
+    def settings(pipe: Any, *, prefix_frames: int = 0) -> Settings:
+        """The settings that a model or pipeline would run with.
+
+        Args:
+            pipe: The model or pipeline.
+            prefix_frames: Latent frames of a given video or image.
+        """
+        runtime = _configs(pipe).runtime_config
+        frames = runtime.num_frames // runtime.temporal_downsample_factor + prefix_frames
+        chunks = -(-frames // runtime.chunk_width)
+        return _settings(pipe, runtime.num_steps, chunks, prefix_frames > 0, runtime.video_size_h, runtime.video_size_w)
+
+    # From the pipeline to its model.
+
+    def _run(self, stock_run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Stands in for the pipeline's own method, which looks `get_dit` up in its module."""
+        module: Any = sys.modules[type(self.pipe)._run.__module__]
+        build = module.get_dit
+
+        def get_dit(config: Any) -> Any:
+            model = build(config)
+            self._attach(model)
+            return model
+
+        module.get_dit = get_dit
+        try:
+            return stock_run(*args, **kwargs)
+        finally:
+            module.get_dit = build
+            self._release()
+
+    def _attach(self, model: Any) -> None:
+        if "forward_dispatcher" in vars(model):
+            raise AttachError("this model is already accelerated by scope_runtime: close the other scope first")
+        if self._check_model is not None:
+            self._check_model(model)
+        self._model = model
+        model.forward_dispatcher = partial(self._answer, model.forward_dispatcher)
+
+    def _release(self) -> None:
+        if self._model is not None:
+            del self._model.forward_dispatcher
+        self._model = None
+        self._generations.clear()
+
+    # A generation, in the order of events.
+
+    def _answer(
+        self,
+        stock: Callable[..., torch.Tensor],
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        y: torch.Tensor,
+        mask: torch.Tensor,
+        kv_range: torch.Tensor,
+        inference_params: Any,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Stands in for the model's `forward_dispatcher`."""
+        tensors = {"x": x, "timestep": timestep, "y": y, "mask": mask, "kv_range": kv_range}
+        prefix_call = options.get("extract_prefix_video_feature", False)
+        generation = self._generations.get(inference_params)
+        if generation is None:
+            prefix = options["denoising_range_num"] if prefix_call else 0
+            if not prefix_call and (options["slice_point"] > 0 or float(timestep[0, 0]) > 0):
+                # Attached in the middle of a generation: what it has done so far is not known.
+                return stock(**tensors, inference_params=inference_params, **options)
+            generation = self._begin(x, prefix, inference_params, options)
+            self._generations[inference_params] = generation
+        plan, engine = generation.plan, generation.engine
+        call = _Call(self._model, stock, plan, engine.row, tensors, inference_params, options)
+        if prefix_call:
+            call.write_context(call.chunks)
+            self.report.mark(x.device)
+            return x
+        self._check_row(call)
+        outputs = engine.run(_GUIDED, call)
+        velocity = torch.zeros_like(x)  # of the clean chunk in front nobody reads the velocity
+        for chunk, output in outputs.items():
+            start = (chunk - call.first) * call.width
+            velocity[:, :, start : start + call.width] = output
+        self.report.mark(x.device)
+        if engine.row == plan.schedule.rows:
+            del self._generations[inference_params]
+        return velocity
+
+    def _begin(self, x: torch.Tensor, prefix: int, inference_params: Any, options: dict[str, Any]) -> _Generation:
+        model = self._model
+        runtime, config = model.runtime_config, model.model_config
+        height, width = x.shape[3] // config.patch_size, x.shape[4] // config.patch_size
+        tokens = options["chunk_width"] * height * width
+        chunks = inference_params.max_sequence_length // tokens
+        plan = Plan.of(runtime, model.engine_config, options["num_steps"], chunks, prefix)
+        given = prefix > 0 or chunks * runtime.chunk_width * runtime.temporal_downsample_factor > _asked_frames(runtime)
+        height, width = x.shape[3] * _PIXELS_PER_LATENT, x.shape[4] * _PIXELS_PER_LATENT
+        policy, note = self._policy_for(_settings(model, options["num_steps"], chunks, given, height, width))
+        if policy is not None:
+            _check_policy(policy, plan.schedule)
+        need = context_bytes(
+            layers=config.num_layers,
+            width=config.num_query_groups * config.kv_channels,
+            tokens=tokens,
+            blocks=chunks,
+            branches=1,
+            batch=1,
+            itemsize=config.params_dtype.itemsize,
+        )
+        refuse_if_over(need, self._context)
+        share = partial(_share, type(model).__module__) if model.engine_config.cp_size > 1 else None
+        self.report = Report.begin(x.device)
+        engine = Engine(plan.schedule, policy, observe=self._observe, recorder=self._recorder, share=share)
+        engine.report.note = note
+        self.report.windows.append(engine.report)
+        return _Generation(plan, engine)
+
+    @staticmethod
+    def _check_row(call: _Call) -> None:
+        """Makes sure that the loop does what the plan says: a plan that is not the loop's would spoil the video."""
+        clean = int(call.options["fwd_extra_1st_chunk"])
+        active = call.plan.schedule.active(call.row)
+        times = call.tensors["timestep"][0, clean:].tolist()
+        expected = [call.plan.times[call.row][chunk] for chunk in active]
+        same = len(times) == len(active) and call.first + clean == active[0]
+        if not same or any(abs(a - b) > _TIME_TOLERANCE for a, b in zip(times, expected, strict=True)):
+            raise ScopeError(
+                f"call {call.row} of this generation has chunks from {call.first + clean} at t = {times}, but by its "
+                f"configuration it should have chunks from {active[0]} at t = {expected}: this version of MAGI-1's "
+                "loop is not one that scope_runtime knows, so run without it"
+            )
+
+
+def _configs(pipe: Any) -> Any:
+    """What holds ``model_config``, ``runtime_config`` and ``engine_config`` of a model or a pipeline."""
+    return pipe if hasattr(pipe, "runtime_config") else pipe.config
+
+
+def _asked_frames(runtime: Any) -> int:
+    """Frames of a video without prefix: whole chunks."""
+    latent = runtime.num_frames // runtime.temporal_downsample_factor
+    return -(-latent // runtime.chunk_width) * runtime.chunk_width * runtime.temporal_downsample_factor
+
+
+def _settings(pipe: Any, num_steps: int, chunks: int, prefix: bool, height: int, width: int) -> Settings:
+    configs = _configs(pipe)
+    runtime, engine = configs.runtime_config, configs.engine_config
+    described = {
+        name: getattr(source, name)
+        for source, names in (
+            (
+                runtime,
+                ("cfg_t_range", "prev_chunk_scales", "text_scales", "noise2clean_kvrange", "clean_chunk_kvrange"),
+            ),
+            (runtime, ("clean_t",)),
+            (engine, ("shortcut_mode", "distill_nearly_clean_chunk_threshold")),
+        )
+        for name in names
+    }
+    return Settings(
+        height=height,
+        width=width,
+        num_frames=chunks * runtime.chunk_width * runtime.temporal_downsample_factor,
+        num_inference_steps=num_steps,
+        guidance_scale=float(runtime.cfg_number),
+        ar_step=num_steps // runtime.window_size,
+        causal_block_size=runtime.chunk_width,
+        dtype=str(configs.model_config.params_dtype).removeprefix("torch."),
+        scheduler=f"MAGI-1({', '.join(f'{name}={value}' for name, value in described.items())})",
+        prefix=prefix,
+    )
+
+
+def _check_policy(policy: Policy, schedule: Schedule) -> None:
+    """Refuses what this family cannot do: it computes leading parts of a window on the model's own context."""
+    if needs_stale_context(policy, schedule):
+        field = (
+            "plan" if policy.plan is not None else "granularity" if policy.granularity == "block" else "stale_tolerance"
+        )
+        raise ProfileError(
+            f"policy.{field}",
+            "lets a chunk be computed on older keys and values of one before it, which MAGI-1's code does not keep: "
+            "use granularity 'prefix' or 'step' without a stale_tolerance",
+        )
+    for field in ("context_window", "context_dtype"):
+        if getattr(policy, field) is not None:
+            raise ProfileError(
+                f"policy.{field}",
+                "must be null: MAGI-1 keeps its context itself; see runtime_config.noise2clean_kvrange",
+            )
+
+
+def _share(module: str, values: torch.Tensor) -> None:
+    """Gives every rank of a context-parallel group the first rank's values: ranks that decide apart wait forever."""
+    state = import_module(f"{module.partition('.')[0]}.infra.distributed.parallel_state")
+    group = state.get_cp_group()
+    torch.distributed.broadcast(values, src=torch.distributed.get_process_group_ranks(group)[0], group=group)
