@@ -39,7 +39,7 @@ TEXT_LENGTH = 32
 FLOW_SHIFT = 5.0
 TRAIN_TIMESTEPS = 1000
 
-GUIDANCE_SCALE = 4.0
+GUIDANCE_SCALE = 3.0
 
 # How the pipeline is meant to be called: the same calls in evaluation, studies and tests.
 CALL: dict[str, Any] = {
