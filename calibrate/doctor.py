@@ -99,9 +99,8 @@ def _checked(name: str, check: Callable[[], Check]) -> Generator[Check, None, Ch
 
 
 def _weights(file: StudyFile) -> Check:
-    folders = _magi_1_folders(file) if file.study.model.family == "magi_1" else _diffusers_folders(file)
     parameters = size = 0
-    for folder in folders:
+    for folder in _folders(file):
         files = weight_files(folder)
         parameters += stored_parameters(files)
         size += sum(path.stat().st_size for path in files)
@@ -111,6 +110,11 @@ def _weights(file: StudyFile) -> Check:
         f"{parameters / 1e9:.3g} billion parameters in complete files of {_gib(size)}",
         {"parameters": parameters, "bytes": size},
     )
+
+
+def _folders(file: StudyFile) -> list[Path]:
+    """The folders with the weights of what a generation loads, the transformer's first."""
+    return _magi_1_folders(file) if file.study.model.family == "magi_1" else _diffusers_folders(file)
 
 
 def _magi_1_folders(file: StudyFile) -> list[Path]:
@@ -195,7 +199,7 @@ def _memory(file: StudyFile, footprint: Footprint, parameters: int) -> Check:
     }
     said = f"weights {_gib(weights)} and context {_gib(context)}, before activations; {_gib(there)} there"
     # What any policy takes at least, wherever text encoder and VAE are while it runs.
-    least = stored_parameters(weight_files(file.model_path / "transformer")) * footprint.itemsize + context
+    least = stored_parameters(weight_files(_folders(file)[0])) * footprint.itemsize + context
     ceiling = study.floors.max_memory
     if ceiling is not None and least > ceiling:
         raise CalibrateError(
