@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 
 from calibrate import environment
-from calibrate.change_scale import Observations
+from calibrate.change_scale import COLUMNS, Observations
 from calibrate.claims import Worker
 from calibrate.errors import CalibrateError
 from calibrate.files import digest, write_atomically
@@ -67,7 +67,7 @@ class Baseline:
         case: Prompt and seed.
         latents: The stock pipeline's [1, channels, latent frames, h, w].
         frames: Decoded from them [T, H, W, 3] in [0, 1].
-        observations: What the exact run recorded [n, 5].
+        observations: What the exact run recorded; see `calibrate.change_scale.COLUMNS`.
         trace: The exact run's outputs, for replay.
         timings: What it cost.
     """
@@ -206,9 +206,8 @@ class Baselines:
 
 def _to_array(report: Report) -> Observations:
     return np.array(
-        [[o.row, o.block, o.noise_level, o.modulated_input, o.output_change] for o in report.observations],
-        dtype=np.float64,
-    ).reshape(-1, 5)
+        [[getattr(observation, name) for name in COLUMNS] for observation in report.observations], dtype=np.float64
+    ).reshape(-1, len(COLUMNS))
 
 
 def _write(path: Path, baseline: Baseline) -> None:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
+from scipy.optimize import isotonic_regression, nnls
 from scipy.stats import spearmanr
 
 from calibrate.errors import CalibrateError
-from scope_runtime import ChangeMap
+from scope_runtime import NOISE_LEVEL, ChangeMap
 
-# One generation's observations as an array [n, 5]; see `COLUMNS`.
+# One generation's observations as an array [n, columns], each column a field of `scope_runtime.Observation`.
 Observations = NDArray[np.float64]
-COLUMNS = ("row", "block", "noise_level", "modulated_input", "output_change")
-_INDICATOR_COLUMN = {"noise-level": COLUMNS.index("noise_level"), "modulated-input": COLUMNS.index("modulated_input")}
-_MAX_KNOTS = 16
+COLUMNS = ("row", "block", "sigma_before", "sigma", "modulated_input", "output_change")
+_BLOCK, _SIGMA_BEFORE, _SIGMA, _INPUT, _OUTPUT = range(1, len(COLUMNS))
+_MAX_KNOTS = 24
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class FitQuality:
 
     Attributes:
         r_squared: Share of the output change's variance that the map explains; 0 or less is useless.
-        rank_correlation: Spearman's, of indicator and output change; None when either does not vary.
-        pairs: Recorded pairs of indicator and output change.
+        rank_correlation: Spearman's, of expected and measured output change; None when either does not vary.
+        pairs: Recorded updates.
         prompts: Full-compute runs that they come from.
     """
 
@@ -39,16 +38,15 @@ class FitQuality:
     prompts: int
 
     @classmethod
-    def of(cls, change_map: ChangeMap, pairs: NDArray[np.float64], prompts: int) -> Self:
-        """Judges a map by pairs [n, 2] of indicator and output change."""
-        change, output = pairs.T
-        left = float(np.sum((output - [change_map(value) for value in change]) ** 2))
-        spread = float(np.sum((output - output.mean()) ** 2))
-        varied = np.ptp(change) > 0 and np.ptp(output) > 0
+    def of(cls, expected: NDArray[np.float64], measured: NDArray[np.float64], prompts: int) -> Self:
+        """Judges a map by the output changes [n] that it makes expect and those that were measured."""
+        left = float(np.sum((measured - expected) ** 2))
+        spread = float(np.sum((measured - measured.mean()) ** 2))
+        varied = np.ptp(expected) > 0 and np.ptp(measured) > 0
         return cls(
             r_squared=1 - left / spread if spread > 0 else 0.0,
-            rank_correlation=float(spearmanr(change, output).statistic) if varied else None,
-            pairs=len(pairs),
+            rank_correlation=float(spearmanr(expected, measured).statistic) if varied else None,
+            pairs=len(measured),
             prompts=prompts,
         )
 
@@ -66,13 +64,16 @@ class ChangeScale:
     """How much change to expect, for one indicator.
 
     Attributes:
-        change_map: The monotone map g from indicator to output change.
-        accumulated: Sorted sums of g over windows of consecutive rows of a block: the values that the scheduler's
-            accumulated change can take between two recomputes.
+        noise_map: The monotone map from noise level to output change, where that is the indicator; see
+            `scope_runtime.Policy`.
+        change_map: The monotone map from indicator to output change, where the indicator is another one.
+        accumulated: Sorted sums of expected change over windows of consecutive rows of a block: the values that the
+            scheduler's accumulated change can take between two recomputes.
         fit_quality: How well the map tells the output's change.
     """
 
-    change_map: ChangeMap
+    noise_map: ChangeMap | None
+    change_map: ChangeMap | None
     accumulated: NDArray[np.float64]
     fit_quality: FitQuality
 
@@ -88,26 +89,56 @@ class ChangeScale:
         Raises:
             CalibrateError: If the runs have fewer than two usable rows.
         """
-        column = _INDICATOR_COLUMN[indicator]
-        pairs = np.concatenate([run[:, [column, COLUMNS.index("output_change")]] for run in recorded])
-        pairs = pairs[np.isfinite(pairs).all(axis=1)]
-        if len(pairs) < 2:
+        usable = [run[np.isfinite(run).all(axis=1)] for run in recorded]
+        pooled = np.concatenate(usable)
+        if len(pooled) < 2:
             raise CalibrateError(
                 "generation.num_inference_steps: the baselines have too few rows to learn from; use more steps."
             )
-        change_map = _fit_map(pairs[:, 0], pairs[:, 1])
-        windows = [
-            sums for run in recorded for sums in _window_sums(run[:, column], run[:, 1], change_map, max_skip + 1)
-        ]
-        return cls(change_map, np.sort(np.concatenate(windows)), FitQuality.of(change_map, pairs, len(recorded)))
+        by_noise = indicator == NOISE_LEVEL
+        fitted = _fit_noise_map(pooled) if by_noise else _fit_change_map(pooled)
+
+        def expected(run: Observations) -> NDArray[np.float64]:
+            if by_noise:
+                return np.abs(_mapped(fitted, run[:, _SIGMA_BEFORE]) - _mapped(fitted, run[:, _SIGMA]))
+            return _mapped(fitted, run[:, _INPUT])
+
+        windows = [sums for run in usable for sums in _window_sums(expected(run), run[:, _BLOCK], max_skip + 1)]
+        return cls(
+            noise_map=fitted if by_noise else None,
+            change_map=None if by_noise else fitted,
+            accumulated=np.sort(np.concatenate(windows)),
+            fit_quality=FitQuality.of(expected(pooled), pooled[:, _OUTPUT], len(recorded)),
+        )
 
     def threshold(self, quantile: float) -> float:
         """The accumulated change below which the share `quantile` of all windows lies; 0 for quantile 0."""
         return float(np.quantile(self.accumulated, quantile)) if quantile > 0 else 0.0
 
 
-def _fit_map(change: NDArray[np.float64], output_change: NDArray[np.float64]) -> ChangeMap:
-    """Isotonic regression of output change on the indicator, thinned to at most 16 knots."""
+def _mapped(fitted: ChangeMap, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.array([fitted(value) for value in values.tolist()])
+
+
+def _fit_noise_map(recorded: Observations) -> ChangeMap:
+    """Least squares for the change between knots, which is not negative.
+
+    How far an output moves per unit of noise level is large at both ends of the way and small between them, so no
+    monotone map of the drop alone can tell it.
+    """
+    before, after = recorded[:, _SIGMA_BEFORE], recorded[:, _SIGMA]
+    ends = np.unique(np.concatenate([before, after]))
+    knots = ends[np.unique(np.linspace(0, len(ends) - 1, min(_MAX_KNOTS, len(ends))).round().astype(int))]
+    upper, lower = np.maximum(before, after)[:, None], np.minimum(before, after)[:, None]
+    overlap = np.clip(np.minimum(upper, knots[1:]) - np.maximum(lower, knots[:-1]), 0.0, None)
+    # In changes per segment, not per unit of noise level: segments differ in width by orders of magnitude.
+    gained, _ = nnls(overlap / np.diff(knots), recorded[:, _OUTPUT])
+    return ChangeMap(tuple(knots.tolist()), tuple(np.concatenate([[0.0], np.cumsum(gained)]).tolist()))
+
+
+def _fit_change_map(recorded: Observations) -> ChangeMap:
+    """Isotonic regression of output change on the modulated input's, thinned to at most `_MAX_KNOTS` knots."""
+    change, output_change = recorded[:, _INPUT], recorded[:, _OUTPUT]
     order = np.argsort(change, kind="stable")
     x, first = np.unique(change[order], return_index=True)
     # Equal indicator values are one observation, weighted by how many they are.
@@ -119,16 +150,10 @@ def _fit_map(change: NDArray[np.float64], output_change: NDArray[np.float64]) ->
     return ChangeMap(tuple(x[knots].tolist()), tuple(np.maximum(y[knots], 0.0).tolist()))
 
 
-def _window_sums(
-    change: NDArray[np.float64], block: NDArray[np.float64], change_map: ChangeMap, longest: int
-) -> list[NDArray[np.float64]]:
-    """Sums of mapped change over every run of 1 to `longest` consecutive rows of one block."""
-    by_block: dict[float, list[float]] = defaultdict(list)
-    for value, number in zip(change.tolist(), block.tolist(), strict=True):
-        if np.isfinite(value):
-            by_block[number].append(change_map(value))
+def _window_sums(change: NDArray[np.float64], block: NDArray[np.float64], longest: int) -> list[NDArray[np.float64]]:
+    """Sums of expected change over every run of 1 to `longest` consecutive rows of one block."""
     sums: list[NDArray[np.float64]] = []
-    for mapped in by_block.values():
-        total = np.concatenate([[0.0], np.cumsum(mapped)])
-        sums.extend(total[length:] - total[:-length] for length in range(1, min(longest, len(mapped)) + 1))
+    for number in np.unique(block):
+        total = np.concatenate([[0.0], np.cumsum(change[block == number])])
+        sums.extend(total[length:] - total[:-length] for length in range(1, min(longest, len(total) - 1) + 1))
     return sums

@@ -49,6 +49,7 @@ class Space:
         return Policy(
             granularity=_choose(trial, "granularity", spec.granularity),
             indicator=indicator,
+            noise_map=scale.noise_map,
             change_map=scale.change_map,
             cache_threshold=scale.threshold(cache_quantile),
             predict_threshold=predict_threshold,

@@ -24,7 +24,7 @@ from calibrate.study_file import Generation
 from scope_runtime import Phase, Schedule
 
 # Part of a baseline's name: a change of what is recorded makes new baselines.
-TRACE_FORMAT = 1
+TRACE_FORMAT = 2
 # Elements of a block's output that are kept while recording.
 MAX_SAMPLES = 16_384
 _SAMPLING_SEED = 0

@@ -11,23 +11,34 @@ from streamlit.web import cli
 
 from calibrate.errors import CalibrateError
 from dashboard import cache
+from dashboard.measures import QUALITY, SPEED
+from dashboard.page import Page
+from dashboard.theme import palette
 
 # Loaded before the server listens: the first visitor must not wait for it.
 from dashboard.views import front, insight, studies, trial  # noqa: F401
 
 
-def _read_first_study() -> None:
-    """Reads what the page shows first, so that its first visitor finds it there; failures are the page's to tell."""
-    # Reading without a visitor is meant, and not worth Streamlit's warning.
-    logging.getLogger("streamlit.runtime.scriptrunner_utils.script_run_context").setLevel(logging.ERROR)
+def _draw_first_chart() -> None:
+    """Reads and draws what the page shows first, so that its first visitor does not wait for it.
+
+    Failures are the page's to tell.
+    """
+    # Reading without a visitor is meant, and not worth Streamlit's warnings.
+    for name in ("scriptrunner_utils.script_run_context", "state.session_state_proxy"):
+        logging.getLogger(f"streamlit.runtime.{name}").setLevel(logging.ERROR)
     with contextlib.suppress(CalibrateError):
         storage = cache.storage()
         url, heartbeat = storage.url.render_as_string(hide_password=False), cache.pulse(storage)
         for overview in cache.overviews(storage, url, heartbeat)[:1]:
-            cache.study(storage, url, overview.study.name, heartbeat)
+            data = cache.study(storage, url, overview.study.name, heartbeat)
+            speed, quality = next(iter(SPEED.values())), next(iter(QUALITY.values()))
+            # For the sake of drawing once: much of the plotting library is loaded when it is first used.
+            page = Page(storage, heartbeat, data, speed, quality, data.study.floors, palette(dark=False))
+            front.trade_off(page).to_json()
 
 
 if __name__ == "__main__":
-    _read_first_study()
+    _draw_first_chart()
     sys.argv = ["streamlit", "run", str(Path(__file__).with_name("app.py")), *sys.argv[1:]]
     cli.main(prog_name="streamlit")

@@ -268,13 +268,16 @@ class Engine:
         kept = [b for b in outputs if (row, b) not in self.schedule.restarts]
         moved = [b for b in kept if b in branch.outputs and b in self._changes]
         for block in moved:
+            levels = self.schedule.noise_levels(row, block)
+            if levels is None:
+                continue
             change = float(relative_l1(outputs[block], branch.outputs[block]))
             self.report.observe(
                 Observation(
                     row=row,
                     block=block,
-                    sigma=self.schedule.sigma[row][block],
-                    noise_level=self.schedule.noise_change(row, block) or 0.0,
+                    sigma_before=levels[0],
+                    sigma=levels[1],
                     modulated_input=self._changes[block],
                     output_change=change,
                 )

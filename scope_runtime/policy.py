@@ -32,6 +32,7 @@ class Mode(IntEnum):
 
 IDLE = "."
 LETTERS = {Mode.CACHE: "C", Mode.PREDICT: "P", Mode.RECOMPUTE: "R"}
+_MAPS = ("noise_map", "change_map")
 _MODE_OF = {letter: mode for mode, letter in LETTERS.items()}
 
 
@@ -47,8 +48,10 @@ class Policy:
         stale_tolerance: Relaxes ``"prefix"``: an earlier active block whose accumulated change is at most this keeps
             its own mode, and the recomputed block sees its K/V of the older row. None is strict. It makes warm-up
             cheap: a block that starts does not drag all others along in each of its first rows.
-        indicator: ``"noise-level"`` (drop of sigma since the previous row; no tensor work) or ``"modulated-input"``
-            (relative L1 change of the first transformer block's input after timestep modulation).
+        indicator: ``"noise-level"`` (how far sigma moved since the previous row, by ``noise_map``; no tensor work) or
+            ``"modulated-input"`` (relative L1 change of the first transformer block's input after timestep modulation).
+        noise_map: From sigma to how much the output should change in all between noise level 0 and sigma: the scale on
+            which ``"noise-level"`` measures. None: sigma itself.
         change_map: Map from the indicator to expected output change; None takes the indicator as it is.
         cache_threshold: Below this accumulated change a block is cached.
         predict_threshold: Below this it is predicted, from it on recomputed. None is never reached: then ``warmup``
@@ -78,6 +81,7 @@ class Policy:
     granularity: str = "prefix"
     stale_tolerance: float | None = None
     indicator: str = NOISE_LEVEL
+    noise_map: ChangeMap | None = None
     change_map: ChangeMap | None = None
     cache_threshold: float = 0.0
     predict_threshold: float | None = None
@@ -99,8 +103,9 @@ class Policy:
         _check.choice(data, "granularity", where, GRANULARITIES)
         _check.number(data, "stale_tolerance", where, minimum=0, optional=True)
         _check.choice(data, "indicator", where, INDICATORS)
-        if self.change_map is not None and not isinstance(self.change_map, ChangeMap):
-            raise ProfileError("policy.change_map", "must be a ChangeMap or None")
+        for name in _MAPS:
+            if data[name] is not None and not isinstance(data[name], ChangeMap):
+                raise ProfileError(f"policy.{name}", "must be a ChangeMap or None")
         _check.number(data, "cache_threshold", where, minimum=0)
         _check.number(data, "predict_threshold", where, minimum=0, optional=True)
         if self.predict_threshold is not None and self.predict_threshold < self.cache_threshold:
@@ -141,7 +146,7 @@ class Policy:
         """Plain JSON form, every field written out."""
         return {
             **asdict(self),
-            "change_map": self.change_map.to_dict() if self.change_map else None,
+            **{name: found.to_dict() if (found := getattr(self, name)) else None for name in _MAPS},
             "plan": None if self.plan is None else list(self.plan),
         }
 
@@ -150,8 +155,9 @@ class Policy:
         """Inverse of `to_dict`; fields left out take their defaults, unknown ones are refused by name."""
         _check.reject_unknown(data, cls.__dataclass_fields__, "policy")
         fields = dict(data)
-        if fields.get("change_map") is not None:
-            fields["change_map"] = ChangeMap.from_dict(fields["change_map"])
+        for name in _MAPS:
+            if fields.get(name) is not None:
+                fields[name] = ChangeMap.from_dict(fields[name], f"policy.{name}")
         if isinstance(fields.get("plan"), list):
             fields["plan"] = tuple(fields["plan"])
         return cls(**fields)
@@ -246,7 +252,7 @@ class Decider:
     def _wish(self, row: int, block: int, content_change: Mapping[int, float]) -> Mode:
         """The mode that the block would choose for itself."""
         policy, schedule = self.policy, self.schedule
-        change = content_change.get(block) if policy.needs_content else schedule.noise_change(row, block)
+        change = content_change.get(block) if policy.needs_content else self._noise_change(row, block)
         if change is not None and math.isfinite(change):
             self._accumulated[block] += policy.change_map(change) if policy.change_map else change
         else:
@@ -264,6 +270,14 @@ class Decider:
         if policy.predict_threshold is None or self._accumulated[block] < policy.predict_threshold:
             return Mode.PREDICT
         return Mode.RECOMPUTE
+
+    def _noise_change(self, row: int, block: int) -> float | None:
+        """How far the noise level moved since the block's previous update, or None at its first."""
+        levels = self.schedule.noise_levels(row, block)
+        if levels is None:
+            return None
+        before, now = map(self.policy.noise_map, levels) if self.policy.noise_map else levels
+        return abs(before - now)
 
     def _spread(self, modes: dict[int, Mode]) -> dict[int, Mode]:
         """Applies the granularity: raises modes, never lowers one."""

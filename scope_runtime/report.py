@@ -23,16 +23,16 @@ class Observation:
     Attributes:
         row: Row number.
         block: Block number.
+        sigma_before: Noise level of the block in its previous row.
         sigma: Noise level of the block in this row.
-        noise_level: Drop of the noise level.
         modulated_input: Relative L1 change of the modulated input.
         output_change: Relative L1 change of the model output, the larger of the guidance branches.
     """
 
     row: int
     block: int
+    sigma_before: float
     sigma: float
-    noise_level: float
     modulated_input: float
     output_change: float
 

@@ -139,13 +139,13 @@ class Schedule:
         """How many updates remain after ``row`` (the block must be active there); 0 at its last."""
         return len(self._active_rows[block]) - 1 - self._step_of[block][row]
 
-    def noise_change(self, row: int, block: int) -> float | None:
-        """Drop of the noise level since the block's previous update, or None at its first."""
+    def noise_levels(self, row: int, block: int) -> tuple[float, float] | None:
+        """Noise level at the block's previous update and at this one (it must be active), or None at its first."""
         step = self.step(row, block)
         if step == 0:
             return None
         previous = self._active_rows[block][step - 1]
-        return abs(self.sigma[previous][block] - self.sigma[row][block])
+        return self.sigma[previous][block], self.sigma[row][block]
 
     def step_size(self, row: int, block: int) -> float:
         """How far the update of ``block`` in ``row`` moves its noise level (the block must be active there)."""

@@ -15,7 +15,7 @@ from dashboard.theme import SERIES, Palette, figure
 
 # Of more points than this, those that would cover each other are drawn once: on a grid of so many columns and rows.
 _CROWD = 1500
-_COLUMNS, _ROWS = 90, 50
+_COLUMNS, _ROWS = 70, 40
 _HEIGHT = 520
 _HOVERED = ("warmup", "max_skip", "tail", "order", "cache_threshold", "predict_threshold", "granularity", "indicator")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import plotly.graph_objects as go
 import streamlit as st
 
 from calibrate.results import Result
@@ -34,7 +35,8 @@ def show(page: Page) -> None:
             _draw_selected(page, result)
 
 
-def _draw_chart(page: Page) -> None:
+def trade_off(page: Page) -> go.Figure:
+    """The chart of a page."""
     data = page.data
     references = [Reference("stock", 1.0, "square")]
     if page.speed.key in data.exact_speedup:
@@ -45,7 +47,7 @@ def _draw_chart(page: Page) -> None:
         if {page.speed.key, page.quality.key} <= (evidence := record.profile["evidence"]).keys()
     ]
     floors = {"psnr_db": page.floors.psnr_db, "psnr_worst_prompt_db": page.floors.psnr_worst_prompt_db}
-    figure = front_figure(
+    return front_figure(
         data.points,
         page.holds,
         page.speed,
@@ -58,8 +60,16 @@ def _draw_chart(page: Page) -> None:
         held_out=exported,
         policies={number: result.policy for number, result in data.results.items()},
     )
+
+
+def _draw_chart(page: Page) -> None:
     st.plotly_chart(
-        figure, theme=None, key=_CHART, on_select=_clicked, selection_mode="points", config={"displaylogo": False}
+        trade_off(page),
+        theme=None,
+        key=_CHART,
+        on_select=_clicked,
+        selection_mode="points",
+        config={"displaylogo": False},
     )
     note = (
         "Each point is one policy, measured by real generations: **right is faster, up is closer to the stock video**. "

@@ -170,10 +170,10 @@ def _observations(trace: Trace) -> Observations:
         schedule = window.schedule
         for row in range(1, schedule.rows):
             for block in schedule.active(row):
-                drop = schedule.noise_change(row, block)
-                if drop is None or not np.isfinite(window.changes[row, block]):
+                levels = schedule.noise_levels(row, block)
+                if levels is None or not np.isfinite(window.changes[row, block]):
                     continue
                 new, old = window.outputs[:, row, block], window.outputs[:, row - 1, block]
                 moved = ((new - old).norm(dim=-1) / old.norm(dim=-1)).max()
-                rows.append([row, block, drop, window.changes[row, block], float(moved)])
+                rows.append([row, block, *levels, window.changes[row, block], float(moved)])
     return np.array(rows, dtype=np.float64)

@@ -169,7 +169,7 @@ def _policy(parameters: dict[str, Any]) -> Policy:
     return Policy(
         granularity="prefix",
         indicator="noise-level",
-        change_map=ChangeMap((0.0, 0.1), (0.0, 0.2)),
+        noise_map=ChangeMap((0.0, 1.0), (0.0, 2.0)),
         cache_threshold=parameters["cache_quantile"] * 0.1,
         predict_threshold=parameters["predict_quantile"],
         max_skip=parameters["max_skip"],

@@ -12,7 +12,8 @@ from calibrate.study_file import SearchSpace
 def _space(**choices: object) -> Space:
     change = np.linspace(0.1, 0.4, 12)
     rows = np.arange(12, dtype=np.float64)
-    recorded = np.stack([rows, np.zeros(12), change, change, 2 * change], axis=1)
+    levels = np.append(change[::-1].cumsum()[::-1], 0.0)
+    recorded = np.stack([rows, np.zeros(12), levels[:-1], levels[1:], change, 2 * change], axis=1)
     return Space(SearchSpace.model_validate({"indicator": ["noise-level"], **choices}), [recorded])
 
 

@@ -145,7 +145,9 @@ class TestTurns:
             tiny_study | {"search": spec, "floors": {}, "budget": {"trials": len(self.CANDIDATES)}}
         )
         baseline = SimpleNamespace(
-            observations=np.array([[row, 0, 0.1 * row, 0.1 * row, 0.2 * row] for row in range(1, 6)]),
+            observations=np.array(
+                [[row, 0, 1.1 - 0.1 * row, 1 - 0.1 * row, 0.1 * row, 0.2 * row] for row in range(1, 6)]
+            ),
             timings=SimpleNamespace(exact_seconds=1.0, decode_seconds=1.0, exact_evaluations=20, stock_evaluations=30),
         )
         heartbeat = Heartbeat(interval=1, grace=60)

@@ -53,8 +53,8 @@ def test_schedule_knows_phases_steps_and_levels() -> None:
     assert schedule.sigma[0][1] == 1.0
     assert schedule.sigma[11][0] == 0.0
     assert (schedule.step(4, 1), schedule.steps_left(4, 1)) == (2, 7)
-    assert schedule.noise_change(2, 1) is None
-    assert schedule.noise_change(3, 1) == pytest.approx(0.1)
+    assert schedule.noise_levels(2, 1) is None
+    assert schedule.noise_levels(3, 1) == pytest.approx((1.0, 0.9))
 
 
 def test_warmup_and_max_skip_alone_make_a_periodic_schedule() -> None:
@@ -76,6 +76,19 @@ def test_change_map_is_applied_before_accumulating() -> None:
     doubled = ChangeMap((0.0, 1.0), (0.0, 2.0))
     policy = Policy(warmup=1, max_skip=9, cache_threshold=0.15, predict_threshold=0.5, change_map=doubled)
     assert of_block(run(policy, staggered(blocks=1)), 0) == "RPPRPPRPPR"
+
+
+def test_a_map_of_noise_levels_tells_change_from_one_level_to_the_next() -> None:
+    # Nearly all change happens above noise level 0.5: there every row is recomputed, and below it hardly any.
+    early = ChangeMap((0.0, 0.5, 1.0), (0.0, 0.01, 5.0))
+    policy = Policy(warmup=1, max_skip=9, cache_threshold=0.0, predict_threshold=0.5, noise_map=early)
+    assert of_block(run(policy, staggered(blocks=1)), 0) == "RRRRRRPPPP"
+
+
+def test_a_map_of_content_takes_the_change_itself() -> None:
+    flat = ChangeMap((0.0, 1.0), (0.3, 0.3))
+    policy = Policy(indicator=MODULATED_INPUT, warmup=1, max_skip=9, predict_threshold=0.5, change_map=flat)
+    assert of_block(run(policy, staggered(blocks=1), changes=0.2), 0) == "RPRPRPRPRP"
 
 
 def test_content_indicator_decides_by_content() -> None:

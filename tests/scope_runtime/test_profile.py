@@ -41,7 +41,12 @@ EVIDENCE = {
 def make_profile(pipe: Any, **policy: Any) -> Profile:
     """A profile for the tiny pipeline's usual call."""
     return Profile(
-        policy=Policy(change_map=ChangeMap((0.0, 0.1), (0.0, 0.2)), predict_threshold=0.5, **policy),
+        policy=Policy(
+            noise_map=ChangeMap((0.0, 0.5, 1.0), (0.0, 0.3, 1.2)),
+            change_map=ChangeMap((0.0, 0.1), (0.0, 0.2)),
+            predict_threshold=0.5,
+            **policy,
+        ),
         settings=Settings.of(pipe, **CALL),
         model=ModelIdentity.of(pipe),
         evidence=EVIDENCE,

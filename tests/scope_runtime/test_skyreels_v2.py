@@ -149,7 +149,7 @@ def test_observations_cover_every_update_but_the_first(pipe: Any) -> None:
         latents(pipe)
     observations = scope.report.observations
     assert {(o.block, o.row) for o in observations} == {(b, r) for b in range(3) for r in range(2 * b + 1, 2 * b + 8)}
-    assert all(o.noise_level > 0 and o.modulated_input > 0 and o.output_change > 0 for o in observations)
+    assert all(o.sigma_before > o.sigma and o.modulated_input > 0 and o.output_change > 0 for o in observations)
 
 
 def test_every_recompute_after_the_first_checks_the_prediction(pipe: Any) -> None:
