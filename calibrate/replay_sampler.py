@@ -6,7 +6,8 @@ For every trial whose parameters are not given it
 1. fits the sensitivity of this model to errors from all real runs so far (`calibrate.sensitivity`);
 2. screens new candidates by replay, in an inner in-memory Optuna study (NSGA-II) that climbs towards the
    front of estimated speed-up and quality, and adds them to a pool that it keeps;
-3. leaves out what has been tried or is being tried, compared by what a candidate does, not by its parameters;
+3. leaves out what has been tried or is being tried, compared by what a candidate does, not by its parameters, and
+   contexts that were measured to take more memory than the study allows;
 4. proposes the one whose real run is expected to add most hypervolume to the measured front, weighted with the
    probability that it holds the floors, its worst prompt's included.
 """
@@ -31,7 +32,7 @@ from scipy.stats import norm
 from calibrate.hypervolume import Point, expected_improvement
 from calibrate.quiet import quiet_optuna
 from calibrate.replay import Replay, Replayed
-from calibrate.results import results_of
+from calibrate.results import MEMORY, results_of
 from calibrate.sensitivity import Observed, Sensitivity
 from calibrate.space import Space
 from calibrate.study_file import Floors
@@ -148,7 +149,9 @@ class ReplaySampler(BaseSampler):
         self._fit(measured)
         tried = self._tried(study, number)
         self._screen(self._seed + number, _best_parameters(study))
-        open_candidates = [s for key, s in self._pool.items() if key not in tried] or list(self._pool.values())
+        too_large = self._too_large(measured)
+        fitting = {key: s for key, s in self._pool.items() if _context(s.policy) not in too_large} or self._pool
+        open_candidates = [s for key, s in fitting.items() if key not in tried] or list(fitting.values())
         points = self._front(study, number)
         needed = self._needed_psnr(measured)
         scores = [self._score(candidate.replayed, points, needed) for candidate in open_candidates]
@@ -210,6 +213,13 @@ class ReplaySampler(BaseSampler):
                 points.append((replayed.speedup_evaluations, float(self.estimate(replayed).mean())))
         return points
 
+    def _too_large(self, measured: Sequence[Measured]) -> set[object]:
+        """Contexts, by what bounds them, of which a run was over the study's ceiling."""
+        ceiling = self.floors.max_memory
+        if ceiling is None:
+            return set()
+        return {_context(m.policy) for m in measured if m.figures.get(MEMORY, 0.0) > ceiling}
+
     def _needed_psnr(self, measured: Sequence[Measured]) -> float:
         """The mean PSNR at which every floor on a mean holds; other metrics are translated by what runs showed."""
         margin = self.floors.safety_margin_db
@@ -234,6 +244,11 @@ class ReplaySampler(BaseSampler):
         spread = self.sensitivity.spread_db / math.sqrt(len(estimated))
         candidate = replayed.speedup_evaluations, float(estimated.mean())
         return self._holds(replayed, needed) * expected_improvement(points, candidate, spread, reference)
+
+
+def _context(policy: Policy) -> object:
+    """What bounds a policy's context, which is what memory depends on."""
+    return policy.context_window, policy.context_dtype
 
 
 def _best_parameters(study: optuna.Study) -> list[dict[str, Any]]:

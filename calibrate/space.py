@@ -61,6 +61,8 @@ class Space:
             magnitude_bound=_choose(trial, "magnitude_bound", spec.magnitude_bound),
             stale_tolerance=None if stale_quantile is None else scale.threshold(stale_quantile),
             error_budget=_choose(trial, "error_budget", spec.error_budget),
+            context_window=_choose(trial, "context_window", spec.context_window),
+            context_dtype=_choose(trial, "context_dtype", spec.context_dtype),
         )
 
     def first_candidates(self) -> list[dict[str, Any]]:
@@ -81,6 +83,8 @@ class Space:
                 "magnitude_bound",
                 "stale_quantile",
                 "error_budget",
+                "context_window",
+                "context_dtype",
             )
         }
         if spec.candidates is not None:

@@ -155,6 +155,8 @@ class Candidate(_Strict):
     predict_quantile: float | None = None
     granularity: str | None = None
     indicator: str | None = None
+    context_window: int | None = None
+    context_dtype: str | None = None
 
     def given(self) -> dict[str, Any]:
         """The parameters that are given, the kind of predict threshold included."""
@@ -165,14 +167,15 @@ class Candidate(_Strict):
 class SearchSpace(_Strict):
     """What the search may choose from.
 
-    Thresholds are searched as quantiles of the accumulated change that recorded runs showed, so that every value
-    within [0, 1] makes a difference: `cache_quantile` 0 never caches, and `predict_quantile` is the share of the way
-    from the cache threshold up to the largest change. With `predict_threshold: never` there is no such limit, and
-    `warmup` and `max_skip` alone give a periodic schedule. `stale_quantile` is on the same scale (null is strict), and
-    `error_budget` is taken as it is (null is none). `candidates` are tried first, in place of the periodic schedules
-    that every study begins with; with as many as `budget.trials` the study consists of them. `method` may change while
-    a study lasts: `replay` screens candidates on recorded traces and runs the promising ones, `plain` draws them from
-    the results of real runs alone.
+    Thresholds are searched as quantiles of the accumulated change that recorded runs showed, so that every value within
+    [0, 1] makes a difference: `cache_quantile` 0 never caches, and `predict_quantile` is the share of the way from the
+    cache threshold up to the largest change. With `predict_threshold: never` there is no such limit, and `warmup` and
+    `max_skip` alone give a periodic schedule. `stale_quantile` is on the same scale (null is strict), and
+    `error_budget` is taken as it is (null is none). `context_window` and `context_dtype` bound the context's memory
+    (null is exact), which is for studies with `floors.max_memory`. `candidates` are tried first, in place of the
+    periodic schedules that every study begins with; with as many as `budget.trials` the study consists of them.
+    `method` may change while a study lasts: `replay` screens candidates on recorded traces and runs the promising ones,
+    `plain` draws them from the results of real runs alone.
     """
 
     method: Literal["replay", "plain"] = "replay"
@@ -192,6 +195,8 @@ class SearchSpace(_Strict):
     magnitude_bound: Annotated[list[Annotated[float, Field(gt=0)] | None], Field(min_length=1)] = [None]
     stale_quantile: Annotated[list[Annotated[float, Field(ge=0, le=1)] | None], Field(min_length=1)] = [None]
     error_budget: Annotated[list[Annotated[float, Field(gt=0)] | None], Field(min_length=1)] = [None]
+    context_window: Annotated[list[Annotated[int, Field(ge=1)] | None], Field(min_length=1)] = [None]
+    context_dtype: Annotated[list[Literal["float32", "bfloat16", "float16"] | None], Field(min_length=1)] = [None]
     candidates: Annotated[list[Candidate], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
@@ -376,8 +381,9 @@ class Study(_Strict):
         for name in ("negative_prompt", "overlap_history", "addnoise_condition"):
             if getattr(settings, name):
                 raise ValueError(f"generation.{name} means nothing to family magi_1; remove it")
-        if self.search.stale_quantile != [None]:
-            raise ValueError("search.stale_quantile must be [null]: MAGI-1's code keeps no older keys and values")
+        for name in ("stale_quantile", "context_window", "context_dtype"):
+            if getattr(self.search, name) != [None]:
+                raise ValueError(f"search.{name} must be [null]: keys and values are kept by MAGI-1's own code")
         return self
 
     @property

@@ -78,6 +78,8 @@ def _nearest(policy: Policy, space: Space) -> dict[str, Any]:
         "max_step_ratio": _one_of(spec.max_step_ratio, policy.max_step_ratio),
         "magnitude_bound": _one_of(spec.magnitude_bound, policy.magnitude_bound),
         "error_budget": _one_of(spec.error_budget, policy.error_budget),
+        "context_window": _one_of(spec.context_window, policy.context_window),
+        "context_dtype": _one_of(spec.context_dtype, policy.context_dtype),
         "stale_quantile": spec.stale_quantile[0],
     }
     if parameters["predict_threshold"] == "searched":

@@ -131,7 +131,7 @@ class Bench:
         if policy.needs_content or policy.magnitude_bound is not None or policy.error_budget is not None:
             return policy.to_dict()
         replayed: Replayed = self.replay([case]).run(policy)
-        return [replayed.plans, replayed.extrapolation]
+        return [replayed.plans, replayed.besides]
 
     def _reference(self, case: Case) -> tuple[Trace, Frames]:
         path = self._path("reference", case, trace=TRACE_FORMAT).with_suffix(".safetensors")

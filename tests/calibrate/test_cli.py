@@ -260,6 +260,23 @@ def test_a_hopeless_candidate_is_stopped_after_its_first_prompt(make_workplace: 
     assert front[0]["stopped"].startswith("stopped early")
 
 
+def test_under_a_memory_ceiling_the_search_goes_over_to_a_smaller_context(make_workplace: Make) -> None:
+    floors = {"psnr_db": None, "psnr_worst_prompt_db": None}
+    search = {"context_window": [None, 1], "order": [1], "candidates": [{"warmup": 2, "max_skip": 2}]}
+    free = make_workplace(floors=floors, search=search, budget={"trials": 1}, name="free")
+    assert free.scope("run", "study.yaml").exit_code == 0
+    whole = int(json.loads(free.scope("front", "study.yaml", "--json").stdout)[0]["figures"]["memory_bytes"])
+
+    small = make_workplace(floors=floors | {"max_memory": whole - 1}, search=search, budget={"trials": 4}, name="small")
+    result = small.scope("run", "study.yaml")
+    assert result.exit_code == 0, result.output
+    front = json.loads(small.scope("front", "study.yaml", "--json").stdout)
+    assert {entry["policy"]["context_window"] for entry in front if entry["feasible"]} == {1}
+    profile = json.loads((small.folder / "profiles/small.json").read_text())
+    assert profile["policy"]["context_window"] == 1
+    assert 0 < profile["evidence"]["search"]["memory_bytes"] < whole
+
+
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyError("out of memory")])
 def test_a_failing_candidate_is_recorded_and_the_study_goes_on(
     make_workplace: Make, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -188,6 +188,7 @@ def test_the_studies_of_the_real_models_can_be_read(model: str, branches: int) -
         ("generation", {"ar_step": 5}, "generation.ar_step must be MAGI-1's num_steps / window_size"),
         ("generation", {"negative_prompt": "blurry"}, "generation.negative_prompt means nothing to family magi_1"),
         ("search", {"stale_quantile": [0.2]}, "search.stale_quantile must be [null]"),
+        ("search", {"context_window": [None, 2]}, "search.context_window must be [null]"),
     ],
 )
 def test_studies_that_make_no_sense_are_refused(tmp_path: Path, part: str, changes: Any, sentence: str) -> None:

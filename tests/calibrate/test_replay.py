@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate.replay import LEVELS, Replay
+from calibrate.replay import CONTEXT, LEVELS, Replay
 from calibrate.study_file import Generation
 from calibrate.trace import Trace, TraceRecorder, TraceSize
 from scope_runtime import Policy, exact, run_policy
@@ -55,6 +55,21 @@ def test_recomputing_everything_has_no_error(recorded: tuple[Any, list[Trace]]) 
         replayed = Replay(recorded[1]).run(Policy(warmup=1000, indicator=indicator))
         assert not replayed.errors.any()
         assert set("".join(replayed.plans[0])) <= set("RK.")
+
+
+def test_what_a_context_leaves_out_is_told_apart_and_costs_more_the_more_it_is(
+    recorded: tuple[Any, list[Trace]],
+) -> None:
+    replay = Replay(recorded[1])
+    played = [
+        replay.run(Policy(warmup=2, max_skip=2, **context))
+        for context in ({}, {"context_dtype": "float16"}, {"context_dtype": "bfloat16"}, {"context_window": 1})
+    ]
+    assert len({run.key for run in played}) == 4
+    assert len({run.plans for run in played}) == 1
+    cost = [float(run.errors[..., CONTEXT].sum()) for run in played]
+    assert cost[0] == 0
+    assert cost == sorted(set(cost))
 
 
 def test_the_content_indicator_decides_on_what_was_recorded(recorded: tuple[Any, list[Trace]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import optuna
@@ -130,3 +131,17 @@ def test_the_sampler_never_sees_a_policy_that_the_space_does_not_hold(setting: t
     trials = Trials(*setting)
     trials.run(4)
     assert all(isinstance(m.policy, Policy) and m.policy.indicator == "noise-level" for m in trials.measured)
+
+
+def test_a_context_that_was_over_the_ceiling_is_not_proposed_again(setting: tuple[Space, Replay]) -> None:
+    space = copy.copy(setting[0])
+    space.spec = space.spec.model_copy(update={"context_window": [None, 1]})
+    floors = FLOORS.model_copy(update={"max_memory": 1000})
+    trials = Trials(space, setting[1], floors=floors)
+    trials.run(2)
+    small = trials.sampler.propose(trials.study, 99)
+    for number, measured in enumerate(trials.measured):
+        trials.measured[number] = Measured(measured.policy, 0, {**measured.figures, "memory_bytes": 2000.0})
+    assert {measured.policy.context_window for measured in trials.measured} == {None}
+    assert trials.sampler.propose(trials.study, 99).policy.context_window == 1
+    assert small.policy.context_window is None, "a context that costs nothing is preferred while it may fit"

@@ -6,7 +6,7 @@ import pytest
 from calibrate.replay import CHANNELS, LEVELS
 from calibrate.sensitivity import Observed, Sensitivity
 
-TRUE = np.array([1.0, 1.0, 2.0, 2.0, 5.0, 5.0, 20.0, 20.0, 3.0])
+TRUE = np.array([1.0, 1.0, 2.0, 2.0, 5.0, 5.0, 20.0, 20.0, 3.0, 3.0])
 
 
 def _runs(count: int, cases: int = 1, shift: float = 0.0) -> list[Observed]:
@@ -21,13 +21,13 @@ def _runs(count: int, cases: int = 1, shift: float = 0.0) -> list[Observed]:
 
 
 def test_a_known_sensitivity_is_recovered() -> None:
-    fitted = Sensitivity.fit(_runs(200))
+    fitted = Sensitivity.fit(_runs(400))
     assert fitted.weights == pytest.approx(TRUE, rel=0.25)
     assert fitted.slope == pytest.approx(1.0, abs=0.03)
     assert fitted.spread_db < 0.5
     assert fitted.rank_correlation is not None
     assert fitted.rank_correlation > 0.99
-    fresh = _runs(220)[200:]
+    fresh = _runs(420)[400:]
     estimated = fitted.psnr_db(np.stack([run.errors for run in fresh]))
     assert estimated == pytest.approx([run.psnr_db for run in fresh], abs=1.0)
 

@@ -25,6 +25,15 @@ def test_an_error_budget_is_searched_where_the_study_allows_some() -> None:
     assert space.suggest(FixedTrial(given | {"error_budget": 0.05})).error_budget == 0.05
 
 
+def test_what_bounds_the_context_is_searched_where_the_study_allows_it() -> None:
+    space = _space(context_window=[None, 2], context_dtype=[None, "bfloat16"])
+    given = space.first_candidates()[0]
+    policy = space.suggest(FixedTrial(given))
+    assert (policy.context_window, policy.context_dtype) == (None, None)
+    policy = space.suggest(FixedTrial(given | {"context_window": 2, "context_dtype": "bfloat16"}))
+    assert (policy.context_window, policy.context_dtype) == (2, "bfloat16")
+
+
 def test_a_stale_tolerance_is_a_threshold_on_the_scale_of_what_was_recorded() -> None:
     space = _space(stale_quantile=[None, 0.5])
     given = space.first_candidates()[0]
