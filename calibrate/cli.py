@@ -41,6 +41,7 @@ MaxMemory = Annotated[str | None, typer.Option(help="Most memory that a generati
 
 _WATCH_SECONDS = 2.0
 _USER_ERROR = 2
+_EVIDENCE_FAILED = 3
 _INTERRUPTED = 130
 
 
@@ -296,6 +297,9 @@ def verify(
         Path | None, typer.Argument(metavar="[STUDY.yaml]", help="Take held-out prompts and settings from this study.")
     ] = None,
     model: Annotated[Path | None, typer.Option(help="The pipeline's folder, if it has moved.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 unless the profile's evidence was checked and holds.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a profile again on this machine, on held-out prompts: stock, exact and SCOPE in one run."""
@@ -308,6 +312,8 @@ def verify(
     else:
         _print_figures(figures)
         _print_recheck(figures["evidence"])
+    if strict and not (figures["evidence"] or {}).get("holds"):
+        raise typer.Exit(_EVIDENCE_FAILED)
 
 
 @app.command()

@@ -196,7 +196,8 @@ def _closest(results: Sequence[Result], floors: Floors) -> str:
     mend = "lower the floors or raise budget.trials."
     whole = [result for result in results if result.stopped is None]
     if not whole:
-        return f"no policy was measured on all search cases; {mend}"
+        stopped = f" (the last one {results[-1].stopped})" if results else ""
+        return f"no policy was measured on all search cases{stopped}; {mend}"
     closest = min(whole, key=lambda r: max(floors.shortfalls(r.figures, margin=True).values()))
     short = floors.shortfalls(closest.figures, margin=True)
     missed = ", ".join(f"{name} by {by:.3g}" for name, by in short.items() if by > 0)

@@ -133,6 +133,20 @@ def test_verify_measures_again_and_prints_what_the_evidence_holds(finished: Work
     assert low <= figures["psnr_db"] <= high
 
 
+def test_a_strict_verify_fails_where_the_evidence_does_not_hold(finished: Workplace, tmp_path: Path) -> None:
+    profile = json.loads((finished.folder / "profiles/tiny.json").read_text())
+    for figure in ("speedup_denoise", "speedup_end_to_end"):  # of milliseconds, which prove nothing
+        profile["evidence"][figure] = 0.1
+    ends = {}
+    for name, psnr in (("true", profile["evidence"]["psnr_db"]), ("boasting", profile["evidence"]["psnr_db"] + 5)):
+        path = finished.folder / f"profiles/{name}.json"
+        path.write_text(json.dumps(profile | {"evidence": profile["evidence"] | {"psnr_db": psnr}}))
+        ends[name] = finished.scope("verify", str(path), "--strict")
+        path.unlink()
+    assert (ends["true"].exit_code, ends["boasting"].exit_code) == (0, 3)
+    assert "psnr_db" in ends["boasting"].stdout
+
+
 def test_verify_takes_another_folder_and_refuses_another_model(finished: Workplace, tmp_path: Path) -> None:
     same, other = save_tiny_pipeline(tmp_path / "same"), save_tiny_pipeline(tmp_path / "other", seed=1)
     assert finished.scope("verify", "profiles/tiny.json", "study.yaml", "--model", str(same)).exit_code == 0
