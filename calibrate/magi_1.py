@@ -22,7 +22,7 @@ from calibrate.errors import CalibrateError
 from calibrate.files import digest, folder_digest
 from calibrate.quality import Frames
 from calibrate.study_file import Case, Generation, ModelSpec
-from calibrate.target import Target, first_line
+from calibrate.target import Target, Watch, first_line
 from calibrate.trace import TraceSize
 from scope_runtime import AttachError, Settings
 
@@ -111,8 +111,14 @@ class Magi1Target(Target):
             model=self.pipe, prefix_video=None, caption_embs=embeddings, emb_masks=masks
         )
 
-    def _generate(self, case: Case) -> torch.Tensor:
-        return torch.cat(list(self._chunks(case)), dim=2)
+    def _generate(self, case: Case, watch: Watch | None = None) -> torch.Tensor:
+        made: list[torch.Tensor] = []
+        last = self.settings.num_frames // self._frames_per_chunk
+        for chunk in self._chunks(case):
+            made.append(chunk)
+            if watch and len(made) < last:
+                watch(torch.cat(made, dim=2))
+        return torch.cat(made, dim=2)
 
     def _generate_little(self, case: Case) -> torch.Tensor:
         runtime = self.pipe.runtime_config

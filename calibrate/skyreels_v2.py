@@ -14,7 +14,7 @@ from calibrate.errors import CalibrateError
 from calibrate.files import folder_digest
 from calibrate.quality import Frames
 from calibrate.study_file import Case, Generation, ModelSpec
-from calibrate.target import Target, first_line
+from calibrate.target import Target, Watch, first_line
 from calibrate.trace import TraceSize
 from scope_runtime import Settings
 
@@ -70,9 +70,13 @@ class SkyReelsV2Target(Target):
         )
 
     def _generate_little(self, case: Case) -> torch.Tensor:
-        return self._generate(case, num_inference_steps=min(_WARM_UP_STEPS, self.generation.num_inference_steps))
+        return self._call(case, num_inference_steps=min(_WARM_UP_STEPS, self.generation.num_inference_steps))
 
-    def _generate(self, case: Case, **overrides: Any) -> torch.Tensor:
+    def _generate(self, case: Case, watch: Watch | None = None) -> torch.Tensor:
+        one_window = self.generation.num_frames <= self.generation.base_num_frames
+        return self._call(case, **({"callback_on_step_end": _Watched(watch)} if watch and one_window else {}))
+
+    def _call(self, case: Case, **more: Any) -> torch.Tensor:
         prompt_embeds, negative_prompt_embeds = self.encode(case.prompt)
         # `addnoise_condition` draws from the global generator, so that one is seeded too.
         torch.manual_seed(case.seed)
@@ -82,7 +86,7 @@ class SkyReelsV2Target(Target):
             negative_prompt_embeds=negative_prompt_embeds,
             generator=torch.Generator("cpu").manual_seed(case.seed),
             output_type="latent",
-            **_call_arguments(self.generation) | overrides,
+            **_call_arguments(self.generation) | more,
         ).frames
 
     def _decode(self, latents: torch.Tensor) -> Frames:
@@ -96,6 +100,22 @@ class SkyReelsV2Target(Target):
         # The pipeline divides by the reciprocal; a plain product would round differently.
         video = vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0]
         return self.pipe.video_processor.postprocess_video(video, output_type="np")[0]
+
+
+class _Watched:
+    """The pipeline's callback after each step: hands on the frames that are complete whenever they have become more."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.complete = 0
+
+    def __call__(self, _pipe: Any, _step: int, timesteps: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        # A frame whose last step was in an earlier row stands at timestep 0.
+        complete = int((timesteps.flatten() == 0).sum())
+        if complete > self.complete:
+            self.complete = complete
+            self.watch(tensors["latents"][:, :, :complete])
+        return {}
 
 
 def _call_arguments(generation: Generation) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from calibrate.trace import TraceSize
 from scope_runtime import ModelIdentity, Report, Settings
 
 T = TypeVar("T")
+# Takes final latents [1, channels, complete latent frames, h, w].
+Watch = Callable[[torch.Tensor], None]
 
 _FAMILIES = {
     "skyreels_v2": ("calibrate.skyreels_v2", "SkyReelsV2Target"),
@@ -36,7 +38,7 @@ class Denoised:
 
     Attributes:
         latents: Final latents [1, channels, latent frames, h, w], on the CPU.
-        seconds: Wall-clock time of the denoising, without text encoding and decoding.
+        seconds: Wall-clock time of the denoising, without text encoding, decoding and what was done while watching.
     """
 
     latents: torch.Tensor
@@ -107,8 +109,8 @@ class Target(ABC):
         """Text embeddings of a prompt, and what goes with them."""
 
     @abstractmethod
-    def _generate(self, case: Case) -> torch.Tensor:
-        """Final latents of a case."""
+    def _generate(self, case: Case, watch: Watch | None = None) -> torch.Tensor:
+        """Final latents of a case; see `denoise` for `watch`."""
 
     @abstractmethod
     def _decode(self, latents: torch.Tensor) -> Frames:
@@ -139,11 +141,25 @@ class Target(ABC):
         self.encode(prompt)
         return self._encode_seconds[prompt]
 
-    def denoise(self, case: Case) -> Denoised:
-        """Generates latents for a case, whatever is attached at the moment."""
+    def denoise(self, case: Case, watch: Watch | None = None) -> Denoised:
+        """Generates latents for a case, whatever is attached at the moment.
+
+        Args:
+            case: Prompt and seed.
+            watch: Called with the final latents of the first blocks as soon as another block is complete, unless it is
+                the last; what it raises ends the generation. Not called for a video of several windows.
+        """
         self.encode(case.prompt)
-        latents, seconds = self._timed(lambda: self._generate(case))
-        return Denoised(latents.cpu(), seconds)
+        watched = 0.0
+
+        def timed_watch(latents: torch.Tensor) -> None:
+            nonlocal watched
+            assert watch is not None
+            _, seconds = self._timed(lambda: watch(latents))
+            watched += seconds
+
+        latents, seconds = self._timed(lambda: self._generate(case, timed_watch if watch else None))
+        return Denoised(latents.cpu(), seconds - watched)
 
     def decode(self, latents: torch.Tensor) -> tuple[Frames, float]:
         """Decodes latents just as the pipeline itself does at the end of its call.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -159,14 +160,14 @@ class Store:
 
     def equivalents(self) -> float:
         """Full generations' worth of block evaluations spent on baselines and candidates, over all search cases."""
-        share = Generation.evaluations * 1.0 / func.nullif(Generation.stock_evaluations, 0)
-        query = select(func.sum(share)).where(
-            Generation.study_id == self.study.id,
-            Generation.state == "complete",
-            Generation.kind.in_(("stock", "exact", "candidate")),
+        own = Generation.study_id == self.study.id, Generation.state == "complete"
+        # Not each by its own stock evaluations: a generation that was ended early counts for what it did.
+        full = select(func.avg(Generation.evaluations)).where(*own, Generation.kind == "stock")
+        spent = select(func.sum(Generation.evaluations)).where(
+            *own, Generation.kind.in_(("stock", "exact", "candidate"))
         )
         with self.storage.sessions() as session:
-            return float(session.scalar(query) or 0.0)
+            return float(session.scalar(spent) or 0.0) / float(session.scalar(full) or math.inf)
 
     def last_activity(self) -> datetime | None:
         """When the newest generation finished."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from streamlit.testing.v1 import AppTest
 
@@ -104,6 +105,23 @@ def test_the_dashboard_shows_the_study(finished: Workplace, monkeypatch: pytest.
         assert not page.exception, view
         if view == TRADE_OFF:
             assert float(page.metric[0].value.rstrip("x")) > 1.2
+
+
+def test_chunks_are_watched_as_they_are_made_and_a_generation_can_be_ended_there(finished: Workplace) -> None:
+    target = load(finished)
+    case = StudyFile(finished.study).study.search_cases[0]
+    seen: list[torch.Tensor] = []
+    latents = target.denoise(case, watch=lambda made: seen.append(made.cpu().clone())).latents
+    assert [made.shape[2] for made in seen] == [2, 4]
+    assert all(torch.equal(made, latents[:, :, : made.shape[2]]) for made in seen)
+
+    def end(_: torch.Tensor) -> None:
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"), run_policy(target.pipe, Policy(warmup=2)) as scope:
+        target.denoise(case, watch=end)
+    assert scope.report.evaluations > 0
+    assert torch.equal(target.denoise(case).latents, latents), "nothing is left behind"
 
 
 def test_replay_is_exact_in_what_it_counts(finished: Workplace) -> None:
