@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import plotly.graph_objects as go
 import streamlit as st
 from PIL import Image
+from streamlit.delta_generator import DeltaGenerator
 
 from calibrate.errors import CalibrateError
 from calibrate.store import masked_url
@@ -28,12 +30,25 @@ def _icon() -> Image.Image:
     return Image.fromarray(corners.repeat(16, axis=0).repeat(16, axis=1))
 
 
+def _fetch_plotly(below: DeltaGenerator) -> None:
+    """Has the browser fetch the plotting library, the largest part of the page, while the server draws the first chart.
+
+    An empty chart below the page does that; it is gone when the page is drawn again.
+    """
+    if "plotly" not in st.session_state:
+        st.session_state["plotly"] = True
+        below.plotly_chart(go.Figure(layout={"height": 10}), key="plotly_fetched", config={"staticPlot": True})
+
+
 def main() -> None:
     """Draws the page."""
     st.set_page_config(page_title="scope-calibrate", page_icon=_icon(), layout="wide")
     style()
+    page, below = st.container(), st.container()
+    _fetch_plotly(below)
     try:
-        _draw()
+        with page:
+            _draw()
     except CalibrateError as error:
         st.error(str(error), icon=":material/database_off:")
         watch(None)
