@@ -159,6 +159,14 @@ class ReplaySampler(BaseSampler):
             scores = [self._holds(c.replayed, needed) * c.replayed.speedup_evaluations for c in open_candidates]
         return open_candidates[int(np.argmax(scores))]
 
+    def expect(self, policy: Policy) -> tuple[float, NDArray[np.float64]] | None:
+        """A policy's estimated speed-up in block evaluations and PSNR per case, as of now; None before any real run."""
+        self._fit(self._measured())
+        if not self.sensitivity.runs:
+            return None
+        replayed = self.replay.run(policy)
+        return replayed.speedup_evaluations, self.estimate(replayed)
+
     def estimate(self, replayed: Replayed) -> NDArray[np.float64]:
         """Estimated PSNR per case, in dB."""
         return self.sensitivity.psnr_db(replayed.errors, range(len(replayed.errors)))

@@ -23,6 +23,9 @@ from calibrate.study_file import Floors, Rule
 RESULT = "result"
 # The study's user attribute that holds how well each indicator's change map fits.
 CHANGE_MAPS = "change_maps"
+# User attribute that holds what replay expected of the trial's policy: `speedup_evaluations` and, under `figures`, a
+# part of a result's.
+ESTIMATE = "estimate"
 # The memory that a generation took, among its metrics.
 MEMORY = "memory_bytes"
 

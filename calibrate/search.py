@@ -31,7 +31,7 @@ from calibrate.quality import Frames, compare, frame_psnr
 from calibrate.quiet import quiet_optuna
 from calibrate.replay import Replay
 from calibrate.replay_sampler import Measured, ReplaySampler
-from calibrate.results import CHANGE_MAPS, MEMORY, RESULT, Result, fastest_feasible, survey
+from calibrate.results import CHANGE_MAPS, ESTIMATE, MEMORY, RESULT, Result, fastest_feasible, survey
 from calibrate.space import Space
 from calibrate.store import Generation, Heartbeat, Store
 from calibrate.store.store import policy_digest
@@ -247,6 +247,7 @@ class Search:
         try:
             if deaths(self.optuna_study, self._frozen(trial)) >= _MOST_DEATHS:
                 raise _CandidateFailed(f"{_MOST_DEATHS} workers died while they measured it")
+            self._keep_estimate(trial, policy)
             result = self._measure(trial.number, policy)
         except _CandidateFailed as failure:
             trial.set_user_attr(FAILURE, str(failure))
@@ -255,6 +256,15 @@ class Search:
         self._seconds.append(time.monotonic() - start)
         self.narrator.advance(_line(result, self.study.floors), self._progress(result))
         return result
+
+    def _keep_estimate(self, trial: optuna.Trial, policy: Policy) -> None:
+        """Writes down what replay expects of a policy before it is run, to be set beside what comes of it."""
+        sampler = self.optuna_study.sampler
+        expected = sampler.expect(policy) if isinstance(sampler, ReplaySampler) else None
+        if expected is not None:
+            speedup, psnr = expected
+            figures = {"psnr_db": float(psnr.mean()), "psnr_worst_prompt_db": float(psnr.min())}
+            trial.set_user_attr(ESTIMATE, {"speedup_evaluations": speedup, "figures": figures})
 
     def _measure(self, trial: int, policy: Policy) -> Result:
         """Measures a policy on the search cases; what a killed run measured for it is read from the store."""

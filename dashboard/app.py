@@ -37,7 +37,9 @@ def _fetch_plotly(below: DeltaGenerator) -> None:
     """
     if "plotly" not in st.session_state:
         st.session_state["plotly"] = True
-        below.plotly_chart(go.Figure(layout={"height": 10}), key="plotly_fetched", config={"staticPlot": True})
+        unseen = {"visible": False}
+        nothing = go.Figure(layout={"height": 10, "xaxis": unseen, "yaxis": unseen})
+        below.plotly_chart(nothing, theme=None, key="plotly_fetched", config={"staticPlot": True})
 
 
 def main() -> None:

@@ -12,12 +12,12 @@ import pandas as pd
 import sqlalchemy.exc
 
 from calibrate.errors import CalibrateError
-from calibrate.results import RESULT, Result, front_indices, results_in
+from calibrate.results import ESTIMATE, RESULT, Result, front_indices, results_in
 from calibrate.store import ProfileRecord, Storage, StudyRecord, browse
 from calibrate.study_file import Floors, Study, recorded_study
 from dashboard.measures import QUALITY, SPEED
 
-_FAILURE, _ESTIMATE = "failure", "estimate"
+_FAILURE = "failure"
 FIGURES = (*SPEED, *QUALITY)
 
 
@@ -84,10 +84,10 @@ def load_study(storage: Storage, name: str) -> StudyData:
     """
     record = browse.study_record(storage, name)
     study = recorded_study(record.yaml_text)
-    trials = browse.trials(storage, name, (RESULT, _FAILURE, _ESTIMATE))
+    trials = browse.trials(storage, name, (RESULT, _FAILURE, ESTIMATE))
     results = results_in(trial.attributes for trial in trials if trial.state == "COMPLETE")
     estimates = {
-        t.number: t.attributes[_ESTIMATE] for t in trials if t.attributes.keys() & {RESULT, _ESTIMATE} == {_ESTIMATE}
+        t.number: t.attributes[ESTIMATE] for t in trials if t.attributes.keys() & {RESULT, ESTIMATE} == {ESTIMATE}
     }
     states: dict[str, int] = {}
     for trial in trials:
@@ -154,6 +154,8 @@ def _points(results: Sequence[Result], estimates: Mapping[int, Mapping[str, Any]
 
 
 def _replayed(trials: Sequence[browse.Trial]) -> pd.DataFrame:
-    both = [t.attributes for t in trials if {RESULT, _ESTIMATE} <= t.attributes.keys()]
-    rows = [(a[_ESTIMATE]["figures"]["psnr_db"], a[RESULT]["figures"]["psnr_db"]) for a in both]
+    both = [t.attributes for t in trials if {RESULT, ESTIMATE} <= t.attributes.keys()]
+    # An estimate is for all search cases.
+    both = [attributes for attributes in both if not attributes[RESULT]["stopped"]]
+    rows = [(a[ESTIMATE]["figures"]["psnr_db"], a[RESULT]["figures"]["psnr_db"]) for a in both]
     return pd.DataFrame(rows, columns=["estimate_psnr_db", "psnr_db"])

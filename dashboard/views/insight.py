@@ -114,7 +114,10 @@ def _replay(page: Page) -> None:
     stride = -(-len(both) // _CURVE_TRIALS)
     figure = plots.replay_against_real(estimated[::stride], real[::stride], page.colours)
     st.plotly_chart(figure, theme=None, key="replay")
-    st.caption(f"Rank correlation {insight.rank_correlation(estimated, real):.2f} over {len(both)} policies.")
+    st.caption(
+        f"Rank correlation {insight.rank_correlation(estimated, real):.2f} over {len(both)} policies. Each estimate "
+        "was made before its policy was run, from the runs before it."
+    )
 
 
 def _parallel(page: Page, measured: pd.DataFrame, parameters: insight.Parameters) -> None:

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from sqlalchemy import MetaData, func, insert, select, text
 
 from calibrate.detail import describe
-from calibrate.results import RESULT, Result
+from calibrate.results import ESTIMATE, RESULT, Result
 from calibrate.search import open_optuna_study
 from calibrate.store import Generation, Storage, Store
 from calibrate.study_file import Case, Study
@@ -227,7 +227,7 @@ def _report(policy: Policy, random: np.random.Generator) -> Report:
 def _attributes(result: Result, estimate: bool, random: np.random.Generator) -> dict[str, Any]:
     attributes: dict[str, Any] = {RESULT: result.to_dict()}
     if estimate:
-        attributes["estimate"] = {
+        attributes[ESTIMATE] = {
             "speedup_evaluations": result.speedup_evaluations,
             "figures": {"psnr_db": result.figures["psnr_db"] + float(random.normal(1, 2))},
         }

@@ -15,7 +15,10 @@ from sqlalchemy import create_engine, text
 from typer.testing import Result
 
 import calibrate.files
+from calibrate.results import ESTIMATE, RESULT
 from calibrate.search import Search
+from calibrate.store import Storage, browse
+from dashboard.data import load_study
 from scope_runtime import Profile, apply_scope
 from tests.calibrate.conftest import TINY_STUDY, Workplace
 from tests.tiny import CALL, latents, save_tiny_pipeline, tiny_pipeline
@@ -96,6 +99,20 @@ def test_every_generation_is_recorded_with_its_environment(finished: Workplace) 
         assert json.loads(row["settings"])["num_inference_steps"] == 8
     assert len(environments) == 1
     assert json.loads(environments[0]["versions"])["torch"]
+
+
+def test_what_replay_expected_is_written_down_before_each_run_but_the_first(finished: Workplace) -> None:
+    storage = Storage(f"sqlite:///{finished.folder}/runs/tiny.db", read_only=True)
+    data = load_study(storage, "tiny")
+    trials = browse.trials(storage, "tiny", (ESTIMATE, RESULT))
+    storage.close()
+    assert [ESTIMATE in trial.attributes for trial in trials] == [False, *[True] * (len(trials) - 1)]
+    assert len(data.replayed) == len(trials) - 1
+    for trial in trials[1:]:
+        expected, result = (trial.attributes[key] for key in (ESTIMATE, RESULT))
+        if result["policy"]["indicator"] == "noise-level":
+            assert expected["speedup_evaluations"] == pytest.approx(result["speedup_evaluations"])
+        assert 0 < expected["figures"]["psnr_worst_prompt_db"] <= expected["figures"]["psnr_db"] <= 100
 
 
 def test_verify_measures_again_and_prints_what_the_evidence_holds(finished: Workplace) -> None:
