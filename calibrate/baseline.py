@@ -23,7 +23,7 @@ from calibrate import environment
 from calibrate.change_scale import COLUMNS, Observations
 from calibrate.claims import Worker
 from calibrate.errors import CalibrateError
-from calibrate.files import digest, write_atomically
+from calibrate.files import digest, remove_leftovers, write_atomically
 from calibrate.quality import Frames
 from calibrate.store import Generation, Store
 from calibrate.study_file import Case
@@ -120,6 +120,7 @@ class Baselines:
                 # Another worker may have finished it between the look and the claim.
                 baseline = _read(path, case)
                 if baseline is None:
+                    remove_leftovers(path)
                     baseline = self._generate(case)
                     _write(path, baseline)
             finally:

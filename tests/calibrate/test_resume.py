@@ -93,6 +93,9 @@ def test_a_damaged_baseline_is_made_anew(make_workplace: Callable[..., Workplace
     kept = sorted((workplace.folder / "runs/damaged").glob("*.safetensors"))
     whole = kept[0].read_bytes()
     kept[0].write_bytes(whole[: len(whole) // 2])
+    # What a process leaves that is killed while it writes.
+    leftover = kept[0].with_name(f".{kept[0].name}.abc123")
+    leftover.write_bytes(whole[:100])
     result = workplace.scope("run", "study.yaml")
     assert result.exit_code == 0, result.output
     assert result.stderr.count("(kept from before)") == 1
@@ -102,3 +105,4 @@ def test_a_damaged_baseline_is_made_anew(make_workplace: Callable[..., Workplace
     for name in lost:
         torch.testing.assert_close(made[name], lost[name], rtol=0, atol=0, equal_nan=True)
     assert sorted((workplace.folder / "runs/damaged").glob("*.safetensors")) == kept
+    assert not leftover.exists()
