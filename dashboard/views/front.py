@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import plotly.graph_objects as go
 import streamlit as st
 
@@ -36,8 +38,16 @@ def show(page: Page) -> None:
 
 
 def trade_off(page: Page) -> go.Figure:
-    """The chart of a page."""
-    data = page.data
+    """The chart of a page, drawn once for all who look at the same."""
+    floors = page.floors.model_dump_json()
+    shown = page.data.record.name, page.heartbeat, page.speed.key, page.quality.key, floors, page.trial, page.best
+    return _drawn(page, page.url, shown, page.colours.text)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _drawn(_page: Page, url: str, shown: tuple[Any, ...], colour: str) -> go.Figure:
+    """The chart of a page, under everything that it depends on."""
+    page, data = _page, _page.data
     references = [Reference("stock", 1.0, "square")]
     if page.speed.key in data.exact_speedup:
         references.append(Reference("exact", data.exact_speedup[page.speed.key], "diamond-wide"))
