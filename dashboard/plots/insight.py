@@ -84,7 +84,7 @@ def parallel_coordinates(table: pd.DataFrame, colour_by: Measure, colours: Palet
             dimensions=[_dimension(name, column) for name, column in table.items()],
             line={
                 "color": table[colour_by.key],
-                "colorscale": "Cividis",
+                "colorscale": [(0, colours.chosen), (1, colours.feasible)],  # no ready-made one shows on both pages
                 "showscale": True,
                 "colorbar": {"title": colour_by.short},
             },
