@@ -388,7 +388,7 @@ class Search:
         if not tally.running and not self._affordable(running=0):
             self.narrator.say(f"The budget of {self.study.budget.equivalents:g} full generations per prompt is spent.")
             return True
-        if tally.measured >= budget or tally.finished >= _TRIALS_PER_CANDIDATE * budget:
+        if (tally.measured >= budget and not tally.free) or tally.finished >= _TRIALS_PER_CANDIDATE * budget:
             return True
         if time.monotonic() + self._expected_seconds() > deadline:
             self.narrator.say("The time budget is spent; going on with what has been measured.")

@@ -16,6 +16,7 @@ import copy
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -44,6 +45,7 @@ class Tally:
         running: Trials that some worker has, or had until it died.
         queued: Trials that wait to be run, or to be queued again.
         lost: Those of them that have yet to be queued again.
+        repeats: Those of them that were queued twice and would only repeat what has been measured.
     """
 
     measured: int
@@ -51,6 +53,7 @@ class Tally:
     running: int
     queued: int
     lost: int = 0
+    repeats: int = 0
 
     @classmethod
     def of(cls, study: optuna.Study) -> Tally:
@@ -58,15 +61,26 @@ class Tally:
         trials = study.get_trials(deepcopy=False)
         results = [trial.user_attrs[RESULT]["trial"] for trial in trials if _has_result(trial)]
         failed = [trial for trial in trials if trial.state == TrialState.FAIL and FAILURE in trial.user_attrs]
-        waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+        waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+        known = [_asked_for(trial) for trial in trials if _has_result(trial)] if waiting else []
         lost = len(_lost(trials))
         return cls(
             measured=len(set(results)) + len({frozenset(trial.params.items()) for trial in failed}),
             finished=len(results) + len(failed),
             running=sum(trial.state == TrialState.RUNNING for trial in trials),
-            queued=waiting + lost,
+            queued=len(waiting) + lost,
             lost=lost,
+            repeats=sum(_asked_for(trial) in known for trial in waiting),
         )
+
+    @property
+    def free(self) -> bool:
+        """Whether something waits, and nothing that would have to be measured.
+
+        A worker that stood still for longer than the grace period while it queued trials can have queued one that
+        another worker, which took its claim over, has queued too.
+        """
+        return 0 < self.repeats == self.queued
 
     def has_place(self, budget: int) -> bool:
         """Whether a trial may be started, which takes what waits and draws a candidate only when nothing does.
@@ -75,7 +89,7 @@ class Tally:
             budget: How many different candidates are to be measured.
         """
         waiting = self.queued - self.lost
-        return self.measured + self.running + (0 if waiting else self.lost) < budget
+        return self.free or self.measured + self.running + (0 if waiting else self.lost) < budget
 
 
 def deaths(study: optuna.Study, trial: FrozenTrial) -> int:
@@ -134,6 +148,11 @@ def end_trial(study: optuna.Study, trial_id: int) -> None:
         study._storage.set_trial_state_values(trial_id, TrialState.FAIL)
     except UpdateFinishedTrialError:
         return
+
+
+def _asked_for(trial: FrozenTrial) -> dict[str, Any]:
+    """The parameters that a trial was queued with, or else those that it drew."""
+    return trial.system_attrs.get("fixed_params", trial.params)
 
 
 def _has_result(trial: FrozenTrial) -> bool:

@@ -43,11 +43,10 @@ def main(
 
 def settle(page: Any) -> None:
     """Waits until the page has drawn its charts and stopped moving."""
-    page.wait_for_selector(".js-plotly-plot", timeout=_PATIENCE_MILLISECONDS)
-    page.wait_for_function(
-        "() => !document.querySelector('[data-testid=stStatusWidget]') && !document.querySelector('[data-stale=true]')",
-        timeout=_PATIENCE_MILLISECONDS,
-    )
+    drawn = "[...document.querySelectorAll('.js-plotly-plot')].some(e => getComputedStyle(e).visibility === 'visible')"
+    still = "!document.querySelector('[data-testid=stStatusWidget], [data-stale=true]')"
+    # Waiting for a selector was seen to miss that a chart had become visible, so this asks every now and then.
+    page.wait_for_function(f"() => {drawn} && {still}", timeout=_PATIENCE_MILLISECONDS, polling=200)
     page.wait_for_timeout(_SETTLE_MILLISECONDS)
 
 

@@ -226,6 +226,26 @@ class TestTurns:
         assert search._reachable(10, time.monotonic() + 5) == 11
         assert search._reachable(10, time.monotonic() - 5) == 10
 
+    def test_what_was_queued_twice_is_not_left_waiting_and_costs_nothing(
+        self, search: Search, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        measured: list[int] = []
+
+        def measure(trial: int, policy: Any) -> Result:
+            measured.append(trial)
+            return Result(trial, policy.to_dict(), 2.0, 2.0, {"psnr_db": 30.0, "psnr_worst_prompt_db": 30.0}, 2, None)
+
+        monkeypatch.setattr(search, "_measure", measure)
+        planned = search.space.first_candidates()
+        for candidates in (planned, planned[1:]):  # a second worker, while the first one stands still
+            for parameters in candidates:
+                search.optuna_study.enqueue_trial(parameters)
+        search.run(float("inf"))
+        assert measured == [0, 1, 2]
+        trials = search.optuna_study.get_trials(deepcopy=False)
+        assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+        assert [trial.user_attrs[RESULT]["trial"] for trial in trials] == [0, 1, 2, 1, 2]
+
     def test_a_worker_that_lost_its_turn_gives_the_trial_back(
         self, search: Search, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -381,9 +401,10 @@ def test_killed_workers_lose_nothing_and_nothing_is_done_twice(
         seconds.append(time.monotonic() - start)
         assert codes == [0] * (WORKERS - KILLED), _logs(workplace.folder)
         assert _generations(url, name) == expected, _logs(workplace.folder)
-        states = Counter(trial.state for trial in _trials(url, name).get_trials(deepcopy=False))
-        assert states[TrialState.RUNNING] == states[TrialState.WAITING] == 0, _logs(workplace.folder)
-        assert states[TrialState.COMPLETE] == len(PLANNED)
+        trials = _trials(url, name).get_trials(deepcopy=False)
+        assert not {TrialState.RUNNING, TrialState.WAITING} & {trial.state for trial in trials}, _logs(workplace.folder)
+        measured = {t.user_attrs[RESULT]["trial"] for t in trials if t.state == TrialState.COMPLETE}
+        assert len(measured) == len(PLANNED)
         assert _front(workplace) == front
 
 
