@@ -18,8 +18,8 @@ _PICTURES = (
     ("dashboard-front-dark", "", "dark", 1920, 980),
     ("dashboard-policy", "?view=Policy", "light", 1920, 2300),
     ("dashboard-policy-dark", "?view=Policy", "dark", 1280, 2300),
-    ("dashboard-insight", "?view=Insight", "light", 1280, 1750),
-    ("dashboard-insight-dark", "?view=Insight", "dark", 1920, 1700),
+    ("dashboard-insight", "?view=Insight", "light", 1280, 1900),
+    ("dashboard-insight-dark", "?view=Insight", "dark", 1920, 1850),
     ("dashboard-studies", "?view=Studies", "light", 1280, 900),
 )
 
