@@ -343,9 +343,17 @@ class Search:
 
         def watch(latents: torch.Tensor) -> None:
             nonlocal looked
-            frames = None if looked else self.target.decode(latents)[0]
-            if frames is not None and len(frames) > 1:
+            if looked:
+                return
+            try:
+                frames, _ = self.target.decode(latents)
+            except torch.OutOfMemoryError:
+                # Beside the model's own memory there is no room for a look; that is not the candidate's fault.
                 looked = True
+                _release_memory()
+                return
+            looked = len(frames) > 1
+            if looked:
                 reason = _hopeless_beginning(frame_psnr(baseline.frames[: len(frames)], frames), floors)
                 if reason:
                     raise _CutShort(frames, f"{reason} in the first {len(frames)} of {len(baseline.frames)} frames")

@@ -157,6 +157,9 @@ class Target(ABC):
             assert watch is not None
             _, seconds = self._timed(lambda: watch(latents))
             watched += seconds
+            if self.device.type == "cuda":
+                # What decoding took is no part of the generation's peak; see `scope_runtime.Report`.
+                torch.cuda.reset_peak_memory_stats(self.device)
 
         latents, seconds = self._timed(lambda: self._generate(case, timed_watch if watch else None))
         return Denoised(latents.cpu(), seconds - watched)

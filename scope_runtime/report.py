@@ -167,7 +167,8 @@ class Report:
         """Takes time and memory after a model call on ``device``."""
         self.seconds = time.perf_counter() - self._started
         if device.type == "cuda":
-            self.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
+            # A callback may have reset the device's count, to leave out memory of its own.
+            self.peak_memory_bytes = max(self.peak_memory_bytes or 0, torch.cuda.max_memory_allocated(device))
 
     @property
     def evaluations(self) -> int:

@@ -118,6 +118,25 @@ def test_a_hopeless_clip_is_not_finished_and_counts_for_what_it_took(hopeless: W
     assert entry["stopped"].startswith("stopped early")
 
 
+def test_without_memory_for_a_look_the_generation_goes_on(
+    make_workplace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, looks = Target.decode, []
+
+    def decode(target: Target, latents: torch.Tensor) -> Any:
+        if latents.shape[2] < 9:
+            looks.append(latents.shape[2])
+            raise torch.OutOfMemoryError("no room")
+        return real(target, latents)
+
+    workplace = make_workplace(budget={"trials": 1}, name="tight")
+    monkeypatch.setattr(Target, "decode", decode)
+    assert workplace.scope("run", "study.yaml").exit_code == 0
+    assert looks == [3, 3], "once a prompt"
+    status = json.loads(workplace.scope("status", "study.yaml", "--json").stdout)
+    assert status["generations"]["candidate"] == 2
+
+
 def test_a_clip_that_was_not_finished_is_not_made_again(hopeless: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Search, "_generate", lambda *_: pytest.fail("it was generated again"))
     study = hopeless.study.read_text()
