@@ -189,13 +189,7 @@ class TestTurns:
     def test_a_result_outlives_a_worker_that_dies_right_after_it(
         self, search: Search, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        measured: list[int] = []
-
-        def measure(trial: int, policy: Any) -> Result:
-            measured.append(trial)
-            return Result(trial, policy.to_dict(), 2.0, 2.0, {"psnr_db": 30.0, "psnr_worst_prompt_db": 30.0}, 2, None)
-
-        monkeypatch.setattr(search, "_measure", measure)
+        measured = _measure_for_nothing(search, monkeypatch)
         with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
             dying.setattr(search, "_refuse_taken_over", _interrupt)
             search.run(float("inf"))
@@ -229,13 +223,7 @@ class TestTurns:
     def test_what_was_queued_twice_is_not_left_waiting_and_costs_nothing(
         self, search: Search, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        measured: list[int] = []
-
-        def measure(trial: int, policy: Any) -> Result:
-            measured.append(trial)
-            return Result(trial, policy.to_dict(), 2.0, 2.0, {"psnr_db": 30.0, "psnr_worst_prompt_db": 30.0}, 2, None)
-
-        monkeypatch.setattr(search, "_measure", measure)
+        measured = _measure_for_nothing(search, monkeypatch)
         planned = search.space.first_candidates()
         for candidates in (planned, planned[1:]):  # a second worker, while the first one stands still
             for parameters in candidates:
@@ -265,6 +253,18 @@ class TestTurns:
         trials = search.optuna_study.get_trials(deepcopy=False)
         assert [trial.state for trial in trials] == [TrialState.RUNNING, TrialState.FAIL]
         assert Tally.of(search.optuna_study) == Tally(measured=0, finished=0, running=1, queued=0)
+
+
+def _measure_for_nothing(search: Search, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Puts a made-up result in the place of measurements; gives the list of the trials that were measured."""
+    measured: list[int] = []
+
+    def measure(trial: int, policy: Any) -> Result:
+        measured.append(trial)
+        return Result(trial, policy.to_dict(), 2.0, 2.0, {"psnr_db": 30.0, "psnr_worst_prompt_db": 30.0}, 2, None)
+
+    monkeypatch.setattr(search, "_measure", measure)
+    return measured
 
 
 def _interrupt(*_: Any) -> Any:
