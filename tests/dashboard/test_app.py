@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 import dashboard
 from calibrate.serve import STORAGE_VARIABLE
 from calibrate.store import Storage
+from dashboard.__main__ import _draw_first_chart
 from dashboard.page import INSIGHT, POLICY, STUDIES, TRADE_OFF
 from studies.bench.synthetic_study import write_study
 from tests.dashboard.conftest import Made
@@ -107,6 +108,22 @@ def test_a_missing_database_is_a_sentence_and_is_not_made(tmp_path: Path, monkey
     page = _opened(f"sqlite:///{tmp_path / 'none.db'}", monkeypatch)
     assert "does not exist yet" in page.error[0].value
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "studies", [None, [], [("young", 0)], [("made", 12)]], ids=["missing", "empty", "young", "made"]
+)
+def test_what_is_drawn_before_the_first_visitor_stops_at_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, studies: list[tuple[str, int]] | None
+) -> None:
+    url = f"sqlite:///{tmp_path / 'some.db'}"
+    if studies is not None:
+        storage = Storage(url)
+        for name, trials in studies:
+            write_study(storage, name, trials)
+        storage.close()
+    monkeypatch.setenv(STORAGE_VARIABLE, url)
+    _draw_first_chart()
 
 
 def test_an_unreachable_database_is_a_sentence_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
