@@ -347,7 +347,7 @@ class Search:
                 return
             try:
                 frames, _ = self.target.decode(latents)
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 # Beside the model's own memory there is no room for a look; that is not the candidate's fault.
                 looked = True
                 _release_memory()
