@@ -20,17 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_skyreels_v2 import (
-    SkyReelsV2Attention,
     SkyReelsV2AttnProcessor,
     SkyReelsV2Transformer3DModel,
-    _get_qkv_projections,
 )
 
 from scope_runtime.adapters._calls import CallGate
 from scope_runtime.adapters._hooks import Interception, loaded, stored_parameters
+from scope_runtime.adapters._skyreels_v2_attention import PrefixAttention
 from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
 from scope_runtime.engine import Engine, Recorder
 from scope_runtime.errors import AttachError
@@ -71,86 +69,6 @@ class _TransformerHook(ModelHook):
         """Called by the pipeline as the last thing a generation does."""
         self.attachment.end_generation()
         return module
-
-
-class _PrefixAttention:
-    """Self-attention of the blocks of a pass, each over its own prefix of keys: no S x S mask is ever built."""
-
-    def __init__(self, attachment: SkyReelsV2Attachment, layer: int, original: SkyReelsV2AttnProcessor) -> None:
-        self.attachment = attachment
-        self.layer = layer
-        self.original = original
-
-    # diffusers sets these on processors to choose the attention backend and context parallelism.
-    @property
-    def _attention_backend(self) -> Any:
-        return self.original._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, value: Any) -> None:
-        self.original._attention_backend = value
-
-    @property
-    def _parallel_config(self) -> Any:
-        return self.original._parallel_config
-
-    @_parallel_config.setter
-    def _parallel_config(self, value: Any) -> None:
-        self.original._parallel_config = value
-
-    def __call__(
-        self,
-        attn: SkyReelsV2Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: Any = None,
-    ) -> torch.Tensor:
-        request = self.attachment.current_pass
-        if request is None or not request.causal:
-            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        query, key, value = _get_qkv_projections(attn, hidden_states, encoder_hidden_states)
-        query = attn.norm_q(query).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(key).unflatten(2, (attn.heads, -1))
-        value = value.unflatten(2, (attn.heads, -1))
-        query, key = _rotate(query, rotary_emb), _rotate(key, rotary_emb)
-
-        tokens = query.shape[1] // len(request.blocks)
-        for i, block in enumerate(request.blocks):
-            if block in request.keep:
-                own = slice(i * tokens, (i + 1) * tokens)
-                request.context.store(self.layer, block, key[:, own], value[:, own])
-        outputs: list[torch.Tensor] = []
-        past: tuple[int, ...] = ()
-        keys, values = key, value
-        for i, block in enumerate(request.blocks):
-            held = request.context.before(block, request.blocks)
-            if held != past:
-                past_key, past_value = request.context.gather(self.layer, held, like=key)
-                past, keys, values = held, torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
-            reach = (len(past) + i + 1) * tokens
-            outputs.append(
-                dispatch_attention_fn(
-                    query[:, i * tokens : (i + 1) * tokens],
-                    keys[:, :reach],
-                    values[:, :reach],
-                    backend=self._attention_backend,
-                    parallel_config=self._parallel_config,
-                )
-            )
-        output = torch.cat(outputs, dim=1).flatten(2, 3).type_as(query)
-        return attn.to_out[1](attn.to_out[0](output))
-
-
-def _rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding, in the model's interleaved layout and, as there, in float32.
-
-    Args:
-        x: ``[batch, tokens, heads, head_dim]``.
-        rotary: Complex ``[1, tokens, 1, head_dim / 2]``.
-    """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotary).flatten(-2).type_as(x)
 
 
 class _Call:
@@ -245,6 +163,7 @@ class SkyReelsV2Attachment:
         self.transformer: Any = pipe.transformer
         self.report = Report()
         self.current_pass: Pass | None = None
+        self.attends_to_prefix = False
         self._policy_for = policy_for
         self._observe = observe
         self._recorder = recorder
@@ -264,7 +183,7 @@ class SkyReelsV2Attachment:
         self._rope_hook = self.transformer.rope.register_forward_hook(self._replace_rotary)
         self._attention = [block.attn1 for block in self.transformer.blocks]
         for layer, attention in enumerate(self._attention):
-            attention.set_processor(_PrefixAttention(self, layer, attention.processor))
+            attention.set_processor(PrefixAttention(self, layer, attention.processor))
 
     @staticmethod
     def identity(pipe: Any) -> ModelIdentity:
@@ -479,6 +398,7 @@ class SkyReelsV2Attachment:
         model = self.transformer
         causal_block_size = model.config.num_frame_per_block
         self.current_pass = request
+        self.attends_to_prefix = request.causal
         if request.causal:
             self._rotary = self._rotary_of(request.blocks, hidden, block_frames)
             # At block size 1 the model builds no mask; the processors keep causality by the keys they attend to.
@@ -487,7 +407,7 @@ class SkyReelsV2Attachment:
             yield
         finally:
             model._set_ar_attention(causal_block_size)
-            self.current_pass = None
+            self.current_pass, self.attends_to_prefix = None, False
             self._rotary = None
 
     def _rotary_of(self, blocks: tuple[int, ...], hidden: torch.Tensor, block_frames: int) -> torch.Tensor:

@@ -38,6 +38,14 @@ def overhead(as_json: AsJson = False, repeats: int = 3) -> None:
 
 
 @app.command()
+def compiled(as_json: AsJson = False, repeats: int = 3, backend: str = "inductor") -> None:
+    """Graphs that compiled blocks take, blocks that ran uncompiled, and exact mode against stock, both compiled."""
+    from studies.bench.compiled import measure
+
+    _show(measure(repeats, backend), as_json)
+
+
+@app.command()
 def errors(as_json: AsJson = False, picture: Path | None = None) -> None:
     """The error analysis on the reference pipeline: estimated constants, the bound, and the measured error."""
     from studies.bench.errors import measure

@@ -29,6 +29,7 @@ from scope_runtime import (
     exact,
     run_policy,
 )
+from studies.bench.compiled import CountedGraphs
 from tests.scope_runtime.test_profile import make_profile
 from tests.tiny import CALL, latents, tiny_pipeline
 
@@ -197,12 +198,24 @@ def test_half_precision_is_exact_up_to_its_own_rounding(dtype: torch.dtype, tole
     assert scope.report.speedup_evaluations > 1.5
 
 
-def test_compiled_blocks_are_exact() -> None:
-    pipe = tiny_pipeline(layers=1)
+@pytest.mark.parametrize("dynamic", [None, False], ids=["dynamic where needed", "one graph per shape"])
+def test_compiled_blocks_are_exact_and_none_runs_uncompiled(dynamic: bool | None) -> None:
+    layers = 10  # more than the recompilations that torch allows
+    pipe = tiny_pipeline(layers=layers)
     stock = latents(pipe)
-    pipe.transformer.compile_repeated_blocks(backend="eager")
+    torch._dynamo.reset()
+    counted = CountedGraphs("eager")
+    passes = []
+    pipe.transformer.patch_embedding.register_forward_hook(lambda *_: passes.append(1))
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=dynamic, backend=counted)
     with exact(pipe):
         assert (latents(pipe) - stock).abs().max() <= 1e-4
+    assert counted.graphs <= 4
+    with run_policy(pipe, POLICY):
+        latents(pipe)
+    assert counted.graphs <= 4  # a policy needs no graph of its own
+    assert counted.calls == len(passes) * layers
+    assert torch.equal(latents(pipe), stock)
 
 
 def test_a_transformer_compiled_as_a_whole_is_refused_with_the_mend() -> None:
