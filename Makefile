@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 
 calibrate: $(VENV)/.calibrate
 	$(BIN)/scope-calibrate run studies/reference.yaml
-	$(BIN)/scope-calibrate verify profiles/reference.json
+	$(BIN)/scope-calibrate verify profiles/reference.json studies/reference.yaml
 
 dashboard: $(VENV)/.dashboard
-	$(BIN)/scope-calibrate dashboard --storage sqlite:///runs/reference.db
+	$(BIN)/scope-calibrate dashboard --storage sqlite:///runs/reference.db $(OPTIONS)
 
 test: $(VENV)/.dev browser lint
 	$(BIN)/python -m pytest

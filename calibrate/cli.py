@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from calibrate.errors import CalibrateError
-from calibrate.progress import Narrator
+from calibrate.progress import Narrator, PlainConsole, printable
 
 # Everything that loads torch is imported by the commands that need it, so that help comes at once.
 app = typer.Typer(
@@ -128,7 +128,7 @@ def status(
     if as_json:
         _print_json(state)
     else:
-        Console().print(_status_table(state))
+        PlainConsole().print(_status_table(state))
 
 
 @app.command()
@@ -181,7 +181,7 @@ def compare(
     table.add_row("held out", *(_describe_evidence(entry["exported"]) for entry in compared))
     for setting in compared[0]["differing_settings"]:
         table.add_row(setting, *(str(entry["differing_settings"][setting]) for entry in compared))
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 @app.command()
@@ -263,7 +263,7 @@ def front(study: StudyPath, as_json: AsJson = False) -> None:
             f"{figures['ssim']:.3f}",
             result["stopped"] or ("met" if result["feasible"] else "missed"),
         )
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 @app.command()
@@ -294,9 +294,12 @@ def export(
 def verify(
     profile: Annotated[Path, typer.Argument(metavar="PROFILE.json", help="The profile.")],
     study: Annotated[
-        Path | None, typer.Argument(metavar="[STUDY.yaml]", help="Take held-out prompts and settings from this study.")
+        Path | None, typer.Argument(metavar="[STUDY.yaml]", help="Its model, settings and held-out prompts are used.")
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="The pipeline's folder, if it has moved.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The pipeline's folder, in place of the study's; or without a study, for recorded prompts."),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 unless the profile's evidence was checked and holds.")
     ] = False,
@@ -322,12 +325,27 @@ def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
     address: Annotated[str, typer.Option(help="Where to listen; the default is this machine alone.")] = "127.0.0.1",
     headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser.")] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Also answer requests for this host, such as a proxy's; may be repeated."),
+    ] = None,
+    cache: Annotated[
+        list[Path] | None,
+        typer.Option(help="Also show clips from this folder, where a study has its cache; may be repeated."),
+    ] = None,
 ) -> None:
     """Look at the studies of a database in the browser: trade-offs, clips, profiles. It only reads."""
     from calibrate import serve
 
     with _explained():
-        serve.serve(storage or serve.default_storage(), address, port, headless=headless)
+        serve.serve(
+            storage or serve.default_storage(),
+            address,
+            port,
+            headless=headless,
+            hosts=allow_host or (),
+            caches=cache or (),
+        )
 
 
 def main() -> None:
@@ -344,7 +362,7 @@ def _explained(continue_with: str | None = None) -> Iterator[None]:
         with explained():
             yield
     except CalibrateError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {printable(error)}", file=sys.stderr)
         raise typer.Exit(_USER_ERROR) from None
     except KeyboardInterrupt:
         hint = f" Everything measured is kept; continue with `{continue_with}`." if continue_with else ""
@@ -375,11 +393,13 @@ def _show_export(exported: dict[str, Any], as_json: bool) -> None:
         _print_json(exported)
         return
     _print_figures(exported["evidence"])
-    console = Console()
+    console = PlainConsole()
     for name, by in exported["missed_floors"].items():
         console.print(
-            f"[bold]The held-out prompts miss the floor {name} by {by:.3g}.[/] The profile says so. Raise "
-            "floors.safety_margin_db and run the study again."
+            Text.assemble(
+                (f"The held-out prompts miss the floor {name} by {by:.3g}.", "bold"),
+                " The profile says so. Raise floors.safety_margin_db and run the study again.",
+            )
         )
     for name in ("profile", "clip", "plot"):
         console.print(f"{name:8} {exported[name]}", highlight=False)
@@ -409,9 +429,10 @@ def _print_figures(figures: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*row)
     if not figures["timing"]["steady"]:
-        Console(stderr=True).print("[bold]The times vary more than asked for:[/] take the speed-ups as rough figures.")
+        told = Text.assemble(("The times vary more than asked for:", "bold"), " take the speed-ups as rough figures.")
+        PlainConsole(stderr=True).print(told)
     table.caption = f"Worst prompt: {worst['prompt']} (seed {worst['seed']}), {worst['psnr_db']:.1f} dB"
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def _range(figures: dict[str, Any], name: str, form: str) -> str:
@@ -422,16 +443,16 @@ def _range(figures: dict[str, Any], name: str, form: str) -> str:
 
 def _print_recheck(evidence: dict[str, Any] | None) -> None:
     """Whether the profile's figures still hold, and if not, which and by how much."""
-    console = Console()
+    console = PlainConsole()
     if evidence is None:
         console.print("Other prompts than the profile's: its evidence was not checked.")
         return
     if evidence["differs"]:
         console.print(f"Other than when the profile was made: {', '.join(evidence['differs'])}", highlight=False)
     if evidence["holds"]:
-        console.print("[bold]The profile's evidence holds on this machine.[/]")
+        console.print("The profile's evidence holds on this machine.", style="bold")
         return
-    console.print("[bold]The profile's evidence does not hold on this machine:[/]")
+    console.print("The profile's evidence does not hold on this machine:", style="bold")
     for entry in evidence["figures"]:
         if not entry["holds"]:
             console.print(

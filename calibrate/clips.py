@@ -1,4 +1,4 @@
-"""Comparison clips of what the search measured, in a folder that never grows beyond its bound."""
+"""Comparison clips of what was measured, in a folder that never grows beyond its bound."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrate import environment
+from calibrate.clips import ClipShelf
 from calibrate.detail import describe
 from calibrate.files import write_atomically
 from calibrate.paired import Clips, PairedCase, measure_pairs, spread, verdict
@@ -115,7 +115,7 @@ class Exporter:
                 worst_clips = clips
         pairs, steadiness = repeat_until_steady(target, pairs, attach, study.timing, self.narrator)
         path = Path(export.path) if export.path else study.profile_path
-        profile, missed = self._profile(target, picked, pairs, steadiness, rule, path)
+        profile, missed = self._profile(target, picked, pairs, steadiness, rule)
         return self._write(profile, path, picked, worst_clips, missed)
 
     def _profile(
@@ -125,7 +125,6 @@ class Exporter:
         pairs: Sequence[PairedCase],
         steadiness: Steadiness,
         rule: str,
-        path: Path,
     ) -> tuple[Profile, dict[str, float]]:
         study = self.file.study
         figures = verdict(pairs)
@@ -150,7 +149,6 @@ class Exporter:
             "rule": rule,
             "storage": portable_url(study.storage_url),
             "verify": {
-                "model": _portable_model_path(self.file, path),
                 "model_spec": study.model.model_dump(mode="json", exclude={"path"}),
                 "model_files": target.model["files"],
                 "generation": study.generation.model_dump(mode="json"),
@@ -169,6 +167,10 @@ class Exporter:
         clip_bytes = comparison_clip(worst.stock, worst.scope, study.generation.fps)
         plot_bytes = front_plot(self.results, picked, study.floors, f"Study {study.name}")
         write_atomically(clip, clip_bytes)
+        # The dashboard opens no path that its database names, so it gets a clip of its own.
+        case = profile.evidence["worst_prompt"]
+        shelf = ClipShelf(study.clip_folder, study.clip_megabytes)
+        shelf.keep(picked.policy, case["prompt"], case["seed"], lambda: clip_bytes)
         write_atomically(plot, plot_bytes)
         # The profile comes last: where it is, the rest is too.
         profile.save(path)
@@ -220,10 +222,3 @@ class Exporter:
             ),
             describe(pair.scope_report, pair.frame_psnr_db),
         )
-
-
-def _portable_model_path(file: StudyFile, profile: Path) -> str | None:
-    """The model's folder as seen from the profile's, or None when the study names it by an absolute path."""
-    if Path(file.study.model.path).is_absolute():
-        return None
-    return Path(os.path.relpath(file.model_path.resolve(), profile.parent.resolve())).as_posix()

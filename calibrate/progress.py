@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+
+def printable(text: object) -> str:
+    """Text without control characters but line ends: what a terminal would obey, or shows in another order."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in str(text))
+
+
+class PlainConsole(Console):
+    """A terminal for text that may come from anyone, as from a database: shown as it is, no markup and no control."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See `rich.console.Console.render_str`, which everything that is printed goes through."""
+        return super().render_str(printable(text), **options)
 
 
 class Narrator:
@@ -18,12 +34,12 @@ class Narrator:
     """
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = PlainConsole(stderr=True)
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[best]}"),
+            TextColumn("{task.fields[best]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -62,4 +78,4 @@ class Narrator:
 
     def say(self, line: str) -> None:
         """Prints one line above the bar; the text is shown as it is, brackets included."""
-        self._progress.console.print(Text(line), soft_wrap=True)
+        self._progress.console.print(Text(printable(line)), soft_wrap=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +18,10 @@ from calibrate.store import Storage
 
 # By its environment, not its arguments, which other users of the machine could read: the URL may hold a password.
 STORAGE_VARIABLE = "SCOPE_DASHBOARD_STORAGE"
+# Folders beside the default ones from which the page may show clips, separated as in PATH.
+CACHES_VARIABLE = "SCOPE_DASHBOARD_CACHES"
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
 
 
 def default_storage(folder: Path = Path("runs")) -> str:
@@ -36,7 +42,15 @@ def default_storage(folder: Path = Path("runs")) -> str:
     return f"sqlite:///{found[0]}"
 
 
-def serve(url: str, address: str, port: int, *, headless: bool) -> NoReturn:
+def serve(
+    url: str,
+    address: str,
+    port: int,
+    *,
+    headless: bool,
+    hosts: Sequence[str] = (),
+    caches: Sequence[Path] = (),
+) -> NoReturn:
     """Becomes the dashboard's server: signals reach it directly, and nothing is left behind when it is stopped.
 
     Args:
@@ -44,31 +58,29 @@ def serve(url: str, address: str, port: int, *, headless: bool) -> NoReturn:
         address: To listen on.
         port: To listen on.
         headless: Whether to leave the browser alone.
+        hosts: Names under which it is asked for beside the address and this machine's own, such as a proxy's.
+        caches: Folders beside the default ones from which the page may show clips.
 
     Raises:
-        CalibrateError: If the dashboard is not installed, the database cannot be read or the port is taken.
+        CalibrateError: If the dashboard is not installed, the database cannot be read, a host is no name, a folder is
+            not there, or the port is taken.
     """
     _require_installed()
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise CalibrateError(f"--allow-host: {host!r} is no host name; write it without port, as in lab.example.")
+    for folder in caches:
+        if not folder.is_dir():
+            raise CalibrateError(f"--cache: there is no folder {folder}; name one that holds a study's cache.")
     storage = Storage(url, read_only=True)
     absolute = _absolute(storage.url)
     storage.close()
     _require_free(address, port)
-    options = {
-        "server.address": address,
-        "server.port": str(port),
-        "server.headless": str(headless).lower(),
-        "server.fileWatcherType": "none",
-        "browser.gatherUsageStats": "false",
-        "client.toolbarMode": "minimal",
-        "client.showErrorDetails": "none",
-        # Not the theme as a whole: that would fix its base, and the browser's light or dark would be ignored.
-        "theme.light.primaryColor": "#0072B2",
-        # White on it, as on buttons, and it on the dark page are both readable.
-        "theme.dark.primaryColor": "#2A86C7",
-    }
-    arguments = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "dashboard", *arguments]
-    os.execve(sys.executable, command, os.environ | {STORAGE_VARIABLE: absolute})  # noqa: S606
+    command = [sys.executable, "-m", "dashboard", "--address", address, "--port", str(port)]
+    command += [word for host in hosts for word in ("--allow-host", host)]
+    command += ["--headless"] if headless else []
+    named = os.pathsep.join(str(folder.resolve()) for folder in caches)
+    os.execve(sys.executable, command, os.environ | {STORAGE_VARIABLE: absolute, CACHES_VARIABLE: named})  # noqa: S606
 
 
 def _require_installed() -> None:

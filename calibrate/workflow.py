@@ -36,6 +36,8 @@ from scope_runtime import Policy, Profile, ProfileError, Scope, apply_scope
 
 # What the export does beside generating: metrics, clip, plot.
 _EXPORT_OVERHEAD_SECONDS = 15.0
+# How a model is run, which a profile may say; what is run, its user says.
+_RECORDED_HOW = ("torch_dtype", "device", "threads", "flow_shift")
 # Timings vary; the export is given this much more time than it is expected to take.
 _EXPORT_MARGIN = 1.15
 
@@ -288,25 +290,33 @@ def verify(profile_path: Path, study: Path | None, model: Path | None, narrator:
 
     Args:
         profile_path: The profile.
-        study: A study whose held-out cases and settings are used instead of those that the profile names.
-        model: The pipeline's folder, if it is not where the profile or the study says.
+        study: Its model, settings and held-out cases are used.
+        model: The pipeline's folder: instead of the study's, or without a study, for the settings and cases that the
+            profile records. A profile may come from anyone, so it never says what is imported or opened.
         narrator: Told of every case.
 
     Raises:
-        CalibrateError: If the pipeline cannot be found or the profile says nothing about its cases.
-        ProfileError: If the profile is damaged or belongs to another model or other settings.
+        CalibrateError: If neither study nor folder is given, or the pipeline cannot be found.
+        ProfileError: If the profile is damaged, says nothing about its cases, or belongs to another model or
+            other settings.
     """
     profile = Profile.load(profile_path)
     if study is not None:
         file = StudyFile(study)
         spec, generation = file.study.model, file.study.generation
-        cases, folder, timing = file.study.held_out_cases, file.model_path, file.study.timing
+        cases, folder, timing = file.study.held_out_cases, model or file.model_path, file.study.timing
         scores = Scores(file.study.quality.scores)
-    else:
-        spec, generation, cases, folder, timing = _recorded_setup(profile, profile_path, model)
+    elif model is not None:
+        folder = model
+        spec, generation, cases, timing = _recorded_setup(profile, profile_path, model)
         # A profile may come from anyone, so functions that it names are not run.
         scores = Scores()
-    target = Target.load(model or folder, spec, generation)
+    else:
+        raise CalibrateError(
+            "STUDY.yaml: a profile does not decide what is loaded; name the study that it comes from, "
+            f"`{_verify_command(profile, profile_path)}`, or its pipeline's folder with --model."
+        )
+    target = Target.load(folder, spec, generation)
     profile.check_model(target.pipe)
     if mismatches := profile.settings.mismatches(target.settings):
         raise ProfileError("settings", f"the cases would run with other settings than calibrated: {mismatches[0]}")
@@ -370,19 +380,23 @@ def _export_seconds(baselines: list[Baseline], cases: int) -> float:
     return _EXPORT_MARGIN * cases * per_case + _EXPORT_OVERHEAD_SECONDS
 
 
-def _recorded_setup(
-    profile: Profile, path: Path, model: Path | None
-) -> tuple[ModelSpec, Generation, list[Case], Path, Timing]:
-    """What the profile itself says about how it was measured."""
+def _recorded_setup(profile: Profile, path: Path, model: Path) -> tuple[ModelSpec, Generation, list[Case], Timing]:
+    """What the profile itself records of how it was measured, for a folder that the user named.
+
+    Its content decides what is loaded: a diffusers folder holds all that it takes. A checkout of MAGI-1 is run with a
+    configuration and weights elsewhere, which only a study names.
+    """
     recorded = profile.provenance.get("verify")
     if not isinstance(recorded, dict):
         raise ProfileError("provenance.verify", f"is missing in {path}; name the study as a second argument")
-    relative = recorded.get("model")
-    if model is None and relative is None:
-        raise CalibrateError("--model: the profile does not say where its pipeline is; give the folder with --model.")
-    folder = model or path.parent / str(relative)
+    if not (model / "model_index.json").is_file():
+        raise CalibrateError(
+            f"--model: {model} is not a diffusers pipeline (it has no model_index.json); check the path, or for a "
+            f"checkout of MAGI-1 name the study: `{_verify_command(profile, path)}`."
+        )
     try:
-        spec = ModelSpec.model_validate({**recorded["model_spec"], "path": str(folder)})
+        how = {name: recorded["model_spec"][name] for name in _RECORDED_HOW if name in recorded["model_spec"]}
+        spec = ModelSpec.model_validate({**how, "path": str(model)})
         generation = Generation.model_validate(recorded["generation"])
         cases = [Case.model_validate(case) for case in recorded["cases"]]
         timing = Timing.model_validate(recorded.get("timing", {}))
@@ -390,4 +404,11 @@ def _recorded_setup(
         raise ProfileError("provenance.verify", f"is damaged in {path}; export the profile again") from error
     if not cases:
         raise ProfileError("provenance.verify.cases", f"is empty in {path}; export the profile again")
-    return spec, generation, cases, folder, timing
+    return spec, generation, cases, timing
+
+
+def _verify_command(profile: Profile, path: Path) -> str:
+    """What to type to verify a profile, with its study where a file of that name lies here or in `studies/`."""
+    files = (file for folder in (Path(), Path("studies")) for file in sorted(folder.glob("*.yaml")))
+    study = next((file for file in files if file.stem == profile.provenance.get("study")), "STUDY.yaml")
+    return f"scope-calibrate verify {path} {study}"

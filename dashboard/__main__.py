@@ -1,16 +1,13 @@
-"""Runs the page's server with the given Streamlit options; started by `scope-calibrate dashboard`."""
+"""Runs the page's server; started by `scope-calibrate dashboard`, which has checked the options."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
-import sys
-from pathlib import Path
-
-from streamlit.web import cli
 
 from calibrate.errors import CalibrateError
-from dashboard import cache
+from dashboard import cache, server
 from dashboard.measures import QUALITY, SPEED
 from dashboard.page import Page
 from dashboard.theme import palette
@@ -39,6 +36,11 @@ def _draw_first_chart() -> None:
 
 
 if __name__ == "__main__":
+    options = argparse.ArgumentParser(prog="dashboard")
+    options.add_argument("--address", required=True)
+    options.add_argument("--port", type=int, required=True)
+    options.add_argument("--allow-host", action="append", default=[])
+    options.add_argument("--headless", action="store_true")
+    given = options.parse_args()
     _draw_first_chart()
-    sys.argv = ["streamlit", "run", str(Path(__file__).with_name("app.py")), *sys.argv[1:]]
-    cli.main(prog_name="streamlit")
+    server.run(given.address, given.port, given.allow_host, browser=not given.headless)

@@ -16,6 +16,8 @@ from dashboard import cache
 from dashboard.live import watch
 from dashboard.page import INSIGHT, POLICY, STUDIES, TRADE_OFF, VIEWS, Page, sidebar, style
 from dashboard.views import front, insight, studies, trial
+from dashboard.wording import plain
+from scope_runtime import ScopeError
 
 _VIEWS: Mapping[str, Callable[[Page], None]] = {
     TRADE_OFF: front.show,
@@ -51,8 +53,8 @@ def main() -> None:
     try:
         with page:
             _draw()
-    except CalibrateError as error:
-        st.error(str(error), icon=":material/database_off:")
+    except (CalibrateError, ScopeError) as error:
+        st.error(plain(error), icon=":material/database_off:")
         watch(None)
 
 
@@ -61,7 +63,9 @@ def _draw() -> None:
     heartbeat = cache.pulse(storage)
     found = cache.overviews(storage, storage.url.render_as_string(hide_password=False), heartbeat)
     if not found:
-        st.info(f"{masked_url(storage.url)} holds no studies yet; start one with `scope-calibrate run STUDY.yaml`.")
+        st.info(
+            f"{plain(masked_url(storage.url))} holds no studies yet; start one with `scope-calibrate run STUDY.yaml`."
+        )
         watch(heartbeat)
         return
     view = st.segmented_control(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from calibrate.errors import CalibrateError
-from calibrate.serve import STORAGE_VARIABLE
+from calibrate.serve import CACHES_VARIABLE, STORAGE_VARIABLE
 from calibrate.store import Storage, browse
 from dashboard import insight
 from dashboard.data import StudyData, explained, load_study
@@ -30,6 +31,17 @@ def storage() -> Storage:
     if not url:
         raise CalibrateError("No database was named: start this page with `scope-calibrate dashboard --storage URL`.")
     return open_storage(url)
+
+
+def clip_folders(opened: Storage) -> list[Path]:
+    """Folders from which clips may be shown.
+
+    A study's own record says where its cache is, and a record may come from anyone: it counts within these folders
+    alone, that of an SQLite file, the default `runs/`, and those that the command named.
+    """
+    beside = [Path(str(opened.url.database)).parent] if opened.url.get_backend_name() == "sqlite" else []
+    given = os.environ.get(CACHES_VARIABLE, "")
+    return [*beside, Path("runs"), *(Path(folder) for folder in given.split(os.pathsep) if folder)]
 
 
 def pulse(opened: Storage) -> tuple[Any, ...]:

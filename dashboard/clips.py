@@ -2,51 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.clips import ClipShelf
-from calibrate.store import Generation, ProfileRecord
+from calibrate.store import Generation
 from calibrate.study_file import Study
 
 
-def clip_of(row: Generation, study: Study, profile: ProfileRecord | None) -> Path | None:
-    """The clip of a measurement, or None where none was kept or it lies on another machine.
+def served(folder: Path, allowed: Sequence[Path]) -> bool:
+    """Whether clips may be shown from a folder that a database names: if it lies within one that the user named.
+
+    Args:
+        folder: The study's cache.
+        allowed: Folders of the user's choice.
+    """
+    found = _resolved(folder)
+    return found is not None and any(found.is_relative_to(root.resolve()) for root in allowed)
+
+
+def clip_of(row: Generation, study: Study, allowed: Sequence[Path]) -> Path | None:
+    """The clip of a measurement, or None where none was kept, it lies on another machine, or may not be shown.
 
     Args:
         row: A complete generation under a policy.
-        study: Its study.
-        profile: The export of the same trial, which keeps the clip of its worst held-out prompt.
+        study: Its study, as its database records it.
+        allowed: See `served`. What a link leads to must lie in the study's cache as well.
     """
-    if row.kind == "candidate":
-        shelf = ClipShelf(study.clip_folder, study.clip_megabytes)
-        path = shelf.path(row.policy or {}, row.prompt, row.seed)
-    elif profile is not None and _is_worst(row, profile.profile["evidence"]):
-        path = Path(profile.path).with_suffix(".mp4")
-    else:
+    if not served(study.cache_folder, allowed):
         return None
-    return path if path.is_file() else None
+    shelf = ClipShelf(study.clip_folder, study.clip_megabytes)
+    path = _resolved(shelf.path(row.policy or {}, row.prompt, row.seed))
+    if path is None or not path.is_relative_to(study.cache_folder.resolve()) or not path.is_file():
+        return None
+    return path
 
 
 def frame_count(path: Path) -> int:
     """How many frames a clip has."""
-    with av.open(str(path)) as container:
+    with _open(path) as container:
         return container.streams.video[0].frames
 
 
 def frame(path: Path, number: int) -> NDArray[np.uint8]:
     """One frame [h, w, 3] of a clip, counted from 0 up to `frame_count` - 1."""
-    with av.open(str(path)) as container:
+    with _open(path) as container:
         shown = next(islice(container.decode(video=0), number, None))
         return shown.to_ndarray(format="rgb24")
 
 
-def _is_worst(row: Generation, evidence: Mapping[str, Any]) -> bool:
-    worst = evidence.get("worst_prompt", {})
-    return (worst.get("prompt"), worst.get("seed")) == (row.prompt, row.seed)
+def _resolved(path: Path) -> Path | None:
+    """Where a path leads in the end; None for what no file can be called, or links that lead in a circle."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    """A clip as what it should be: left to guess, the library would also follow playlists to other files."""
+    return av.open(str(path), format="mp4")

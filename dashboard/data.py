@@ -82,6 +82,16 @@ def load_study(storage: Storage, name: str) -> StudyData:
     Raises:
         CalibrateError: If it is not there (any more), or cannot be read by this version.
     """
+    try:
+        return _load(storage, name)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CalibrateError(
+            f"The records of study {name!r} are damaged, or of another version of this program "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _load(storage: Storage, name: str) -> StudyData:
     record = browse.study_record(storage, name)
     study = recorded_study(record.yaml_text)
     trials = browse.trials(storage, name, (RESULT, _FAILURE, ESTIMATE))

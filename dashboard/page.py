@@ -16,6 +16,7 @@ from dashboard import cache
 from dashboard.data import StudyData, best_point, feasible
 from dashboard.measures import QUALITY, SPEED, Measure
 from dashboard.theme import Palette, palette
+from dashboard.wording import plain
 
 STUDIES, TRADE_OFF, POLICY, INSIGHT = VIEWS = ("Studies", "Trade-off", "Policy", "Insight")
 
@@ -186,7 +187,7 @@ def _note_missing(names: list[str]) -> None:
         st.session_state.pop("study", None)
         _drop("trial", "floor", "worst")
     if missing := st.session_state.get("missing_study"):
-        st.warning(f"The study {missing!r} is not in this database (any more). Here is {names[0]!r}.")
+        st.warning(f"The study {plain(missing)} is not in this database (any more). Here is {plain(names[0])}.")
 
 
 def _forget_trial() -> None:

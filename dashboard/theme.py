@@ -78,7 +78,14 @@ def figure(colours: Palette, x: str, y: str, height: int) -> go.Figure:
         legend={"orientation": "h", "x": 0, "y": 1.0, "xanchor": "left", "yanchor": "bottom"},
         hoverlabel={"align": "left", "font": {"family": _FONT, "size": 13}},
     )
-    shared = {"gridcolor": colours.grid, "linecolor": colours.grid, "zeroline": False, "ticks": "outside"}
+    # Left to guess, an axis would take text in place of a number for a category, and show it.
+    shared = {
+        "type": "linear",
+        "gridcolor": colours.grid,
+        "linecolor": colours.grid,
+        "zeroline": False,
+        "ticks": "outside",
+    }
     made.update_xaxes(title=x, tickcolor=colours.grid, **shared)
     made.update_yaxes(title=y, tickcolor=colours.grid, **shared)
     return made

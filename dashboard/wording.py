@@ -1,15 +1,24 @@
-"""Figures in sentences: what is gained, what a policy does, why a point is worth taking or is not."""
+"""Figures in sentences: what is gained, what a policy does, why a point is worth taking or is not.
+
+What stands in a database or an address may come from anyone: `plain` makes it text in Streamlit's Markdown, and
+`chart_text` in Plotly's. Numbers that are formatted as numbers need neither.
+"""
 
 from __future__ import annotations
 
+import html
+import re
+import string
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
+from calibrate.progress import printable
 from calibrate.results import Result
 from calibrate.study_file import Floors
 from dashboard.data import StudyData, best_point, front
+from scope_runtime import Settings
 
 _FLOOR_NAMES = {
     "psnr_db": "mean PSNR",
@@ -18,6 +27,30 @@ _FLOOR_NAMES = {
     "ssim": "SSIM",
     "temporal_psnr_db": "PSNR of motion",
 }
+
+_PUNCTUATION = re.compile(f"([{re.escape(string.punctuation)}])")
+# What is made into icons, emoji and links after backslashes have been taken away: an invisible character parts it.
+_LATE = re.compile(r"(?<=:)(?=[\w+-])|(?<=http:)(?=//)|(?<=https:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
+_WORD_JOINER = "\u2060"
+
+
+def plain(text: object) -> str:
+    """What Streamlit's Markdown (of elements, labels and help alike) shows as just this text, on one line.
+
+    Without it, text would become links, icons, formulas, colours, or images that the browser fetches.
+    """
+    return _PUNCTUATION.sub(r"\\\1", _LATE.sub(_WORD_JOINER, _one_line(text)))
+
+
+def chart_text(text: object) -> str:
+    """What a Plotly figure shows as just this text, in hover templates too: neither tags nor placeholders."""
+    return html.escape(_one_line(text)).replace("%{", "%&#123;")
+
+
+def file_name(path: str, suffix: str) -> str:
+    """A harmless name for a download, from a path that is only looked at."""
+    stem = path.replace("\\", "/").rpartition("/")[2].removesuffix(suffix)
+    return (re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip(".-") or "profile") + suffix
 
 
 def headline(best: Result | None, feasible: int, measured: int) -> str:
@@ -39,7 +72,7 @@ def headline(best: Result | None, feasible: int, measured: int) -> str:
 
 def prompts(number: int, kind: str = "") -> str:
     """So many prompts, in words that fit one as well."""
-    return f"{number} {kind}prompt{'' if number == 1 else 's'}"
+    return f"{number:,} {kind}prompt{'' if number == 1 else 's'}"
 
 
 def policy_sentence(policy: Mapping[str, Any]) -> str:
@@ -102,28 +135,36 @@ def reasons(data: StudyData, result: Result, floors: Floors, speed: str, quality
     return lines
 
 
-def usage(settings: Mapping[str, Any], file_name: str) -> str:
-    """The code that uses a profile."""
+def usage(settings: Settings, name: str) -> str:
+    """The code that uses a profile.
+
+    Args:
+        settings: What it was calibrated for.
+        name: Its file's, from `file_name`.
+    """
     call = ",\n    ".join(
-        f"{name}={settings[name]!r}"
-        for name in (
+        f"{field}={getattr(settings, field)!r}"
+        for field in (
             "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "ar_step", "causal_block_size",
         )
-        if name in settings
     )  # fmt: skip
     return (
         "from scope_runtime import Profile, apply_scope\n\n"
         f"settings = dict(\n    {call},\n)\n"
-        f'profile = Profile.load("{file_name}")\n'
+        f'profile = Profile.load("{name}")\n'
         "with apply_scope(pipe, profile) as scope:\n"
         "    video = pipe(prompt, **settings).frames\n"
         "print(scope.report)"
     )
 
 
+def _one_line(text: object) -> str:
+    return " ".join(printable(text).split())
+
+
 def _floors_line(result: Result, floors: Floors) -> str:
     if result.stopped:
-        return f"Not measured on all search prompts: {result.stopped}."
+        return f"Not measured on all search prompts: {plain(result.stopped)}."
     missed = {name: by for name, by in floors.shortfalls(result.figures, margin=True).items() if by > 0}
     if missed:
         told = ", ".join(f"{_FLOOR_NAMES[name]} by {by:.3g}" for name, by in missed.items())

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,28 +19,46 @@ _START_SECONDS = 120.0
 
 
 @contextlib.contextmanager
-def dashboard(url: str, folder: Path) -> Iterator[str]:
-    """Runs `scope-calibrate dashboard` on a free port; gives its address.
+def dashboard(url: str, folder: Path, *options: str) -> Iterator[str]:
+    """Runs `scope-calibrate dashboard` on a free port as somebody who never did before; gives its address.
 
     Args:
         url: The database's.
         folder: Working directory, from which the study's relative paths are read.
+        options: Further ones of the command.
     """
+    port = free_port()
+    command = [sys.executable, "-m", "calibrate.cli", "dashboard", "--storage", url, "--port", str(port), *options]
+    with tempfile.TemporaryDirectory() as home:
+        server = subprocess.Popen(  # noqa: S603
+            command,
+            cwd=folder,
+            env=newcomer(Path(home)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        address = f"http://127.0.0.1:{port}"
+        try:
+            wait_until_up(server, address)
+            yield address
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "calibrate.cli", "dashboard", "--storage", url, "--port", str(port), "--headless"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    server = subprocess.Popen(  # noqa: S603
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_up(server, f"{address}/_stcore/health")
-        yield address
-    finally:
-        server.terminate()
-        server.wait()
+        return int(probe.getsockname()[1])
+
+
+def newcomer(home: Path) -> dict[str, str]:
+    """The environment of somebody with an empty home folder, and without a screen on which a browser would open."""
+    unset = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_CONFIG_HOME")
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    return {**kept, "HOME": str(home), "BROWSER": "true", "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 @contextlib.contextmanager
@@ -60,7 +79,13 @@ def chromium(**context: Any) -> Iterator[Any]:
             browser.close()
 
 
-def _wait_until_up(server: subprocess.Popen[bytes], health: str) -> None:
+def wait_until_up(server: subprocess.Popen[bytes], address: str) -> None:
+    """Returns once the dashboard answers.
+
+    Raises:
+        RuntimeError: If it ends instead, or takes longer than two minutes.
+    """
+    health = f"{address}/_stcore/health"
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:

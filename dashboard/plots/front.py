@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from dashboard.data import front
 from dashboard.measures import Measure
 from dashboard.theme import SERIES, Palette, figure
+from dashboard.wording import chart_text
 
 # Of more points than this, those that would cover each other are drawn once: on a grid of so many columns and rows.
 _CROWD = 1500
@@ -128,12 +129,12 @@ def compared_fronts(
             go.Scatter(
                 x=points[speed.key],
                 y=points[quality.key],
-                name=name,
+                name=chart_text(name),
                 mode="lines+markers",
                 customdata=points["trial"].to_numpy(),
                 marker={"symbol": symbols[number % len(symbols)], "size": 10},
                 line={"color": SERIES[number % len(SERIES)], "width": 2},
-                hovertemplate=f"<b>{name}</b>, trial %{{customdata}}<br>%{{x:.2f}}x, %{{y:{quality.form}}}"
+                hovertemplate=f"<b>{chart_text(name)}</b>, trial %{{customdata}}<br>%{{x:.2f}}x, %{{y:{quality.form}}}"
                 "<extra></extra>",
             )
         )
@@ -176,7 +177,7 @@ def _apart(group: pd.DataFrame, speed: Measure, quality: Measure) -> pd.DataFram
 
 def _policy_lines(policy: Mapping[str, object]) -> str:
     def shown(value: object) -> str:
-        return f"{value:.3g}" if isinstance(value, float) else "never" if value is None else str(value)
+        return f"{value:.3g}" if isinstance(value, float) else "never" if value is None else chart_text(value)
 
     return "<br>".join(f"{name.replace('_', ' ')}: {shown(policy[name])}" for name in _HOVERED if name in policy)
 

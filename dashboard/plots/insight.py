@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from dashboard.insight import Curve
 from dashboard.measures import QUALITY, SPEED, Measure
 from dashboard.theme import Palette, figure
+from dashboard.wording import chart_text
 
 _PARALLEL_LINES = 1500
 _FEW_VALUES = 12
@@ -27,7 +28,7 @@ def importance_bars(by_goal: Mapping[str, Mapping[str, float]], colours: Palette
     ):
         made.add_trace(
             go.Bar(
-                y=[name.replace("_", " ") for name in names],
+                y=[chart_text(name.replace("_", " ")) for name in names],
                 x=[found.get(name, 0.0) for name in names],
                 orientation="h",
                 name=goal,
@@ -36,7 +37,7 @@ def importance_bars(by_goal: Mapping[str, Mapping[str, float]], colours: Palette
             )
         )
     made.update_layout(barmode="group", bargap=0.25, margin={"l": 140})
-    made.update_yaxes(showgrid=False)
+    made.update_yaxes(type="category", showgrid=False)
     return made
 
 
@@ -44,7 +45,7 @@ def parameter_curve(
     x: Sequence[float], y: Sequence[float], shape: Curve, name: str, measure: Measure, colours: Palette
 ) -> go.Figure:
     """Every policy as a point, the median over bins as a line, the middle half as a band."""
-    made = figure(colours, name.replace("_", " "), measure.label, 380)
+    made = figure(colours, chart_text(name.replace("_", " ")), measure.label, 380)
     made.add_trace(
         go.Scatter(
             x=list(x), y=list(y), mode="markers", name="measured policies", opacity=0.45,
@@ -132,11 +133,16 @@ def replay_against_real(estimated: Sequence[float], measured: Sequence[float], c
 
 def _dimension(name: Any, column: pd.Series) -> dict[str, Any]:
     measure = {**SPEED, **QUALITY}.get(str(name))
-    label = measure.short if measure else str(name).replace("_", " ")
+    label = measure.short if measure else chart_text(str(name).replace("_", " "))
     if pd.api.types.is_numeric_dtype(column):
         few = np.unique(column.to_numpy())
         # Between two whole numbers that were tried there is nothing to read off.
         ticks = {"tickvals": few} if len(few) <= _FEW_VALUES and (few == np.round(few)).all() else {}
         return {"label": label, "values": column.to_numpy(), **ticks}
     codes, texts = pd.factorize(column.astype(str), sort=True)
-    return {"label": label, "values": codes, "tickvals": list(range(len(texts))), "ticktext": list(texts)}
+    return {
+        "label": label,
+        "values": codes,
+        "tickvals": list(range(len(texts))),
+        "ticktext": [chart_text(text) for text in texts],
+    }

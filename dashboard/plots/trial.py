@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from dashboard.theme import SERIES, Palette, figure
+from dashboard.wording import chart_text
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
@@ -19,9 +20,9 @@ def frame_quality(by_case: Mapping[str, Sequence[float]], floor: float | None, c
             go.Scatter(
                 y=list(values),
                 mode="lines",
-                name=name,
+                name=chart_text(name),
                 line={"color": SERIES[number % len(SERIES)], "dash": _DASHES[number % len(_DASHES)], "width": 2},
-                hovertemplate=f"{name}<br>frame %{{x}}: %{{y:.1f}} dB<extra></extra>",
+                hovertemplate=f"{chart_text(name)}<br>frame %{{x}}: %{{y:.1f}} dB<extra></extra>",
             )
         )
     if floor is not None:
@@ -104,5 +105,5 @@ def time_spent(seconds: Mapping[str, Mapping[str, float]], colours: Palette) -> 
             )
         )
     made.update_layout(barmode="stack", bargap=0.3)
-    made.update_yaxes(autorange="reversed", showgrid=False)
+    made.update_yaxes(type="category", autorange="reversed", showgrid=False)
     return made

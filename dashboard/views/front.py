@@ -10,7 +10,7 @@ import streamlit as st
 from calibrate.results import Result
 from dashboard.page import POLICY, Page, select_trial, tiles
 from dashboard.plots.front import HeldOut, Reference, front_figure
-from dashboard.wording import headline, policy_sentence
+from dashboard.wording import headline, plain, policy_sentence
 
 _CHART = "front_chart"
 
@@ -18,7 +18,7 @@ _CHART = "front_chart"
 def show(page: Page) -> None:
     """Draws the view."""
     data = page.data
-    st.markdown(f"## {data.record.name}")
+    st.markdown(f"## {plain(data.record.name)}")
     best = None if page.best is None else data.results[page.best]
     st.markdown(headline(best, int(page.holds.sum()), len(data.results)))
     if data.points.empty:
@@ -52,7 +52,7 @@ def _drawn(_page: Page, url: str, shown: tuple[Any, ...], colour: str) -> go.Fig
     if page.speed.key in data.exact_speedup:
         references.append(Reference("exact", data.exact_speedup[page.speed.key], "diamond-wide"))
     exported = [
-        HeldOut(record.trial_number, evidence[page.speed.key], evidence[page.quality.key])
+        HeldOut(int(record.trial_number), float(evidence[page.speed.key]), float(evidence[page.quality.key]))
         for record in data.profiles
         if {page.speed.key, page.quality.key} <= (evidence := record.profile["evidence"]).keys()
     ]
@@ -93,7 +93,7 @@ def _draw_chart(page: Page) -> None:
 def _draw_selected(page: Page, result: Result) -> None:
     st.markdown(policy_sentence(result.policy))
     if result.stopped:
-        st.markdown(f":orange[{result.stopped}.]")
+        st.markdown(f":orange[{plain(result.stopped)}.]")
     st.button(
         "Clips and profile",
         type="primary",
@@ -118,5 +118,5 @@ def _nothing_yet(page: Page) -> str:
         return "The first candidates are being generated; this page refreshes by itself."
     if page.data.failures:
         number, reason = next(iter(page.data.failures.items()))
-        return f"All {len(page.data.failures)} candidates failed; the first (trial {number}): {reason}"
+        return f"All {len(page.data.failures)} candidates failed; the first (trial {number}): {plain(reason)}"
     return "This study has no trials yet: its baselines come first. Continue it with `scope-calibrate run`."

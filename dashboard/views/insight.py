@@ -9,6 +9,7 @@ from dashboard import cache, insight
 from dashboard.measures import Measure
 from dashboard.page import Page
 from dashboard.plots import insight as plots
+from dashboard.wording import plain
 
 _CURVE_TRIALS = 1500
 # A median that moves by less than this share of all values' spread says that the parameter hardly matters.
@@ -64,7 +65,7 @@ def _curves(page: Page, measured: pd.DataFrame, parameters: insight.Parameters) 
         if name in parameters.get(trial, {})
     ]
     if len(pairs) < 2:
-        st.info(f"Hardly any measured policy uses {name}.")
+        st.info(f"Hardly any measured policy uses {plain(name)}.")
         return
     x, y = zip(*pairs, strict=True)
     shape = insight.curve(x, y)

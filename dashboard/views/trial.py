@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ import streamlit as st
 from calibrate.quality import METRICS
 from calibrate.results import Result
 from calibrate.store import Generation, ProfileRecord, browse
-from dashboard import clips
+from dashboard import cache, clips
 from dashboard.data import explained
 from dashboard.page import Page, select_trial, tiles
 from dashboard.plots.mode_map import mode_map
 from dashboard.plots.trial import frame_quality, prediction_errors, time_spent
-from dashboard.wording import policy_sentence, prompts, reasons, usage
+from dashboard.wording import file_name, plain, policy_sentence, prompts, reasons, usage
 from scope_runtime import Profile
 
 # Shorter than the metrics' own names, so that a narrow window holds them all.
@@ -45,18 +45,18 @@ def show(page: Page) -> None:
     if not measured:
         st.info("The generations of this policy are no longer in the database.")
         return
-    profile = page.data.profile_of(result.trial)
+    record = page.data.profile_of(result.trial)
     chosen = _choose_case(measured)
     left, right = st.columns([1, 1], gap="large")
     with left:
-        _watch(page, chosen, profile)
+        _watch(page, chosen)
         _frames(page, measured)
     with right:
         _what_it_did(page, chosen)
         _times(page, measured)
     _table(measured)
     st.divider()
-    _take(page, result, profile)
+    _take(page, result, record)
 
 
 def _header(page: Page, result: Result) -> None:
@@ -64,7 +64,7 @@ def _header(page: Page, result: Result) -> None:
     numbers = points["trial"].tolist()
     title, slower, faster = st.columns([6, 1, 1], vertical_alignment="bottom")
     remark = "fastest above the floors" if result.trial == page.best else (result.stopped or "")
-    title.markdown(f"## Trial {result.trial}" + (f"  :gray[· {remark}]" if remark else ""))
+    title.markdown(f"## Trial {result.trial}" + (f"  :gray[· {plain(remark)}]" if remark else ""))
     at = numbers.index(result.trial)
     for column, step, name in ((slower, -1, "Slower"), (faster, 1, "Faster")):
         known = 0 <= at + step < len(numbers)
@@ -88,11 +88,18 @@ def _label(row: Generation) -> str:
     return f"{row.prompt} (seed {row.seed}, {kind}): {(row.metrics or {}).get('psnr_db', float('nan')):.1f} dB"
 
 
-def _watch(page: Page, chosen: Measurement, profile: ProfileRecord | None) -> None:
+def _watch(page: Page, chosen: Measurement) -> None:
     st.markdown("#### Stock, SCOPE and their difference")
-    path = clips.clip_of(chosen[0], page.data.study, profile)
+    study, allowed = page.data.study, cache.clip_folders(page.storage)
+    if not clips.served(study.cache_folder, allowed):
+        st.info(
+            f"This study's record says that its cache is {plain(study.cache_folder)}. Clips are shown from there once "
+            "the dashboard is started with --cache and this folder."
+        )
+        return
+    path = clips.clip_of(chosen[0], study, allowed)
     if path is None:
-        st.info("No clip of this generation is kept here: the search keeps the newest ones, in its cache folder.")
+        st.info("No clip of this generation is kept here: the newest ones are, in the study's cache folder.")
         return
     st.video(path.read_bytes(), loop=True, autoplay=True, muted=True)
     _scrub(str(path), chosen[1].get("frame_psnr_db", []))
@@ -126,7 +133,7 @@ def _what_it_did(page: Page, chosen: Measurement) -> None:
         f"Grey is what stock computes and SCOPE leaves out. Of {blocks} block updates {reused} were predicted or "
         f"reused: {row.evaluations:,} of stock's {row.stock_evaluations:,} block evaluations remain (guidance branches "
         f"counted apart). Longest run without "
-        f"recompute: {detail.get('max_skip_seen', 0)} rows; fallbacks to recompute: {detail.get('fallbacks', 0)}."
+        f"recompute: {detail.get('max_skip_seen', 0):,} rows; fallbacks to recompute: {detail.get('fallbacks', 0):,}."
     )
     if detail.get("prediction_errors"):
         st.markdown("#### How far off predictions were")
@@ -206,22 +213,22 @@ def _table(measured: Sequence[Measurement]) -> None:
 
 
 def _take(page: Page, result: Result, record: ProfileRecord | None) -> None:
+    profile = Profile.from_dict(record.profile) if record else None
     why, take = st.columns(2, gap="large")
     with why:
         st.markdown("#### Why this point")
         for line in reasons(page.data, result, page.floors, page.speed.key, page.quality.key):
             st.markdown(f"- {line}")
-        if record is not None:
-            _evidence(record.profile["evidence"])
+        if profile is not None:
+            _evidence(profile.evidence)
     with take:
         st.markdown("#### Take the profile")
-        if record is None:
+        if record is None or profile is None:
             _how_to_export(page, result)
             return
-        profile = Profile.from_dict(record.profile)
-        name = Path(record.path).name
+        name = file_name(record.path, ".json")
         st.download_button(
-            f"Download {name}",
+            f"Download {plain(name)}",
             profile.to_json(),
             file_name=name,
             mime="application/json",
@@ -229,10 +236,10 @@ def _take(page: Page, result: Result, record: ProfileRecord | None) -> None:
             icon=":material/download:",
             on_click="ignore",
         )
-        st.code(usage(record.profile["settings"], name), language="python")
+        st.code(usage(profile.settings, name), language="python")
 
 
-def _evidence(evidence: dict[str, Any]) -> None:
+def _evidence(evidence: Mapping[str, Any]) -> None:
     st.markdown(
         f"- On {prompts(evidence['n'], 'held-out ')}, paired in one run: {evidence['speedup_evaluations']:.2f}x fewer "
         f"block evaluations, {evidence['speedup_denoise']:.2f}x faster denoising, "
@@ -240,7 +247,7 @@ def _evidence(evidence: dict[str, Any]) -> None:
         f"worst prompt {evidence['psnr_worst_prompt_db']:.1f} dB."
     )
     for name, by in evidence.get("missed_floors", {}).items():
-        st.markdown(f"- :orange[The held-out prompts miss the floor {name} by {by:.3g}.] The profile says so.")
+        st.markdown(f"- :orange[The held-out prompts miss the floor {plain(name)} by {by:.3g}.] The profile says so.")
 
 
 def _how_to_export(page: Page, result: Result) -> None:

@@ -50,8 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     data = load_study(storage, "made")
     best = best_point(data.points, data.study.floors, "speedup_evaluations")
     assert best is not None
-    profile = _profile(data.results[best].policy)
-    store.add_profile(best, "fastest", "profiles/made.json", profile.to_dict())
+    profile = profile_of(data.results[best].policy)
+    store.addprofile_of(best, "fastest", "profiles/made.json", profile.to_dict())
     _keep_clips(folder, data, best)
     data = load_study(storage, "made")
     storage.close()
@@ -65,7 +65,8 @@ def read_only(made: Made) -> Iterator[Storage]:
     storage.close()
 
 
-def _profile(policy: dict[str, object]) -> Profile:
+def profile_of(policy: dict[str, object]) -> Profile:
+    """A profile with made-up evidence."""
     settings = Settings(
         height=64, width=64, num_frames=97, num_inference_steps=20, guidance_scale=4.0, ar_step=5,
         causal_block_size=5, dtype="float32", scheduler="UniPCMultistepScheduler()",
