@@ -42,5 +42,7 @@ if __name__ == "__main__":
     options.add_argument("--allow-host", action="append", default=[])
     options.add_argument("--headless", action="store_true")
     given = options.parse_args()
-    _draw_first_chart()
-    server.run(given.address, given.port, given.allow_host, browser=not given.headless)
+    # Ctrl-C is how it ends.
+    with contextlib.suppress(KeyboardInterrupt):
+        _draw_first_chart()
+        server.run(given.address, given.port, given.allow_host, browser=not given.headless)

@@ -187,7 +187,7 @@ def _note_missing(names: list[str]) -> None:
         st.session_state.pop("study", None)
         _drop("trial", "floor", "worst")
     if missing := st.session_state.get("missing_study"):
-        st.warning(f"The study {plain(missing)} is not in this database (any more). Here is {plain(names[0])}.")
+        st.warning(f"The study '{plain(missing)}' is not in this database (any more). Here is '{plain(names[0])}'.")
 
 
 def _forget_trial() -> None:

@@ -18,7 +18,6 @@ from calibrate.progress import printable
 from calibrate.results import Result
 from calibrate.study_file import Floors
 from dashboard.data import StudyData, best_point, front
-from scope_runtime import Settings
 
 _FLOOR_NAMES = {
     "psnr_db": "mean PSNR",
@@ -135,18 +134,19 @@ def reasons(data: StudyData, result: Result, floors: Floors, speed: str, quality
     return lines
 
 
-def usage(settings: Settings, name: str) -> str:
+def usage(settings: Mapping[str, Any], name: str) -> str:
     """The code that uses a profile.
 
     Args:
-        settings: What it was calibrated for.
+        settings: What it was calibrated for, see `scope_runtime.Settings`.
         name: Its file's, from `file_name`.
     """
     call = ",\n    ".join(
-        f"{field}={getattr(settings, field)!r}"
+        f"{field}={settings[field]!r}"
         for field in (
             "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "ar_step", "causal_block_size",
         )
+        if field in settings
     )  # fmt: skip
     return (
         "from scope_runtime import Profile, apply_scope\n\n"

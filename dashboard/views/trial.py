@@ -236,7 +236,7 @@ def _take(page: Page, result: Result, record: ProfileRecord | None) -> None:
             icon=":material/download:",
             on_click="ignore",
         )
-        st.code(usage(profile.settings, name), language="python")
+        st.code(usage(profile.settings.to_dict(), name), language="python")
 
 
 def _evidence(evidence: Mapping[str, Any]) -> None:

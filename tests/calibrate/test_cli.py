@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -18,6 +19,7 @@ import calibrate.files
 from calibrate.results import ESTIMATE, RESULT
 from calibrate.search import Search
 from calibrate.store import Storage, browse
+from dashboard.clips import clip_of
 from dashboard.data import load_study
 from scope_runtime import Profile, apply_scope
 from tests.calibrate.conftest import TINY_STUDY, Workplace
@@ -116,7 +118,7 @@ def test_what_replay_expected_is_written_down_before_each_run_but_the_first(fini
 
 
 def test_verify_measures_again_and_prints_what_the_evidence_holds(finished: Workplace) -> None:
-    result = finished.scope("verify", "profiles/tiny.json", "--json")
+    result = finished.scope("verify", "profiles/tiny.json", "study.yaml", "--json")
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)
     assert set(figures) == {
@@ -158,7 +160,7 @@ def test_a_strict_verify_fails_where_the_evidence_does_not_hold(finished: Workpl
     for name, psnr in (("true", profile["evidence"]["psnr_db"]), ("boasting", profile["evidence"]["psnr_db"] + 5)):
         path = finished.folder / f"profiles/{name}.json"
         path.write_text(json.dumps(profile | {"evidence": profile["evidence"] | {"psnr_db": psnr}}))
-        ends[name] = finished.scope("verify", str(path), "--strict")
+        ends[name] = finished.scope("verify", str(path), "study.yaml", "--strict")
         path.unlink()
     assert (ends["true"].exit_code, ends["boasting"].exit_code) == (0, 3)
     assert "psnr_db" in ends["boasting"].stdout
@@ -167,9 +169,78 @@ def test_a_strict_verify_fails_where_the_evidence_does_not_hold(finished: Workpl
 def test_verify_takes_another_folder_and_refuses_another_model(finished: Workplace, tmp_path: Path) -> None:
     same, other = save_tiny_pipeline(tmp_path / "same"), save_tiny_pipeline(tmp_path / "other", seed=1)
     assert finished.scope("verify", "profiles/tiny.json", "study.yaml", "--model", str(same)).exit_code == 0
+    alone = finished.scope("verify", "profiles/tiny.json", "--model", str(same), "--json")
+    assert alone.exit_code == 0, alone.output
+    assert json.loads(alone.stdout)["evidence"]  # on the prompts that the profile records
     _assert_refused(
         finished.scope("verify", "profiles/tiny.json", "--model", str(other), "--json"), "model.weights", "calibrate"
     )
+
+
+def test_what_a_database_holds_is_neither_markup_nor_control_of_the_terminal(
+    make_workplace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "[/red] [link=http://far.example]a[/link] :smile: \x1b[2J\u202e\x9b2J end"
+    state = {
+        "study": told, "candidates": 0, "budget_trials": 1, "feasible": 0, "equivalents": 0.0,
+        "budget_equivalents": None, "trials": {told: 1}, "generations": {}, "best": None, "change_maps": {},
+        "profiles": [{"path": told}], "workers": 0, "failures": {f"{told}\n{told}": 1}, "last_activity": None,
+        "storage": told,
+    }  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("calibrate.workflow.status", lambda session: state)
+    workplace = make_workplace()
+    Storage(f"sqlite:///{workplace.folder}/runs/tiny.db").close()
+    result = workplace.scope("status", "study.yaml")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("[/red] [link=http://far.example]a[/link] :smile:  [2J  2J end") == 6
+    assert not set(result.stdout) & set("\x1b\u202e\x9b")
+
+
+def test_a_profile_does_not_decide_what_is_imported_or_opened(finished: Workplace, tmp_path: Path) -> None:
+    """One that names a checkout, whose code would run when it is imported, by every path that a profile can hold."""
+    touched = tmp_path / "imported"
+    trap = tmp_path / "trap"
+    (trap / "inference/pipeline").mkdir(parents=True)
+    for package in ("inference/__init__.py", "inference/pipeline/__init__.py", "inference/pipeline/pipeline.py"):
+        (trap / package).write_text(f"open({str(touched)!r}, 'w').close()\n")
+    profile = json.loads((finished.folder / "profiles/tiny.json").read_text())
+    profile["provenance"]["verify"] |= {
+        "model": str(trap),
+        "model_spec": {"family": "magi_1", "path": str(trap), "config": str(trap), "weights": str(trap)},
+    }
+    path = finished.folder / "profiles/trap.json"
+    path.write_text(json.dumps(profile))
+    try:
+        refused = finished.scope("verify", "profiles/trap.json")
+        _assert_refused(refused, "STUDY.yaml", "`scope-calibrate verify profiles/trap.json STUDY.yaml`", "--model")
+        # Nor does it by the family that it names, for a folder that its user names.
+        assert finished.scope("verify", "profiles/trap.json", "--model", "pipe").exit_code == 0
+        _assert_refused(finished.scope("verify", "profiles/trap.json", "--model", str(trap)), "--model", "MAGI-1")
+    finally:
+        path.unlink()
+    assert not touched.exists()
+
+
+def test_a_refused_verify_shows_the_command_with_the_study(finished: Workplace) -> None:
+    study = finished.folder / "tiny.yaml"
+    study.write_text("name: tiny\n")
+    refused = finished.scope("verify", "profiles/tiny.json")
+    study.unlink()
+    _assert_refused(refused, "`scope-calibrate verify profiles/tiny.json tiny.yaml`")
+
+
+def test_the_clip_of_an_export_is_in_the_cache_as_well(finished: Workplace) -> None:
+    """The dashboard opens no path that its database names."""
+    storage = Storage(f"sqlite:///{finished.folder}/runs/tiny.db", read_only=True)
+    data = load_study(storage, "tiny")
+    (record,) = [record for record in data.profiles if record.path == "profiles/tiny.json"]
+    measured = browse.measurements(storage, data.record.id, record.profile["policy"])
+    storage.close()
+    with contextlib.chdir(finished.folder):
+        shown = [clip_of(row, data.study, [Path("runs")]) for row, _ in measured if row.kind == "held_out_scope"]
+    (clip,) = [path for path in shown if path]
+    assert clip.read_bytes() == (finished.folder / "profiles/tiny.mp4").read_bytes()
 
 
 def test_export_by_another_rule(finished: Workplace, make_workplace: Make) -> None:
@@ -228,12 +299,12 @@ def test_a_damaged_profile_is_one_sentence(
     original = finished.folder / "profiles/tiny.json"
     damaged = finished.folder / "profiles/damaged.json"
     damaged.write_text(edit(original.read_text()))
-    _assert_refused(finished.scope("verify", "profiles/damaged.json", "--json"), field)
+    _assert_refused(finished.scope("verify", "profiles/damaged.json", "--model", "pipe", "--json"), field)
 
 
 def test_a_missing_profile_or_pipeline_is_one_sentence(finished: Workplace) -> None:
     _assert_refused(finished.scope("verify", "nowhere.json"), "nowhere.json")
-    _assert_refused(finished.scope("verify", "profiles/tiny.json", "--model", "nowhere"), "model.path", "nowhere")
+    _assert_refused(finished.scope("verify", "profiles/tiny.json", "--model", "nowhere"), "--model", "nowhere")
 
 
 def test_an_unreachable_database_is_one_sentence_without_its_password(make_workplace: Make) -> None:

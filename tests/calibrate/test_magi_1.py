@@ -87,7 +87,7 @@ def test_a_study_goes_from_run_to_verify(finished: Workplace) -> None:
     assert front[0]["speedup_evaluations"] > 1.2
     exported = finished.scope("export", "study.yaml", "--target-speedup", "1.1", "--output", "other.json")
     assert exported.exit_code == 0, exported.output
-    verified = finished.scope("verify", "profiles/magi.json", "--json")
+    verified = finished.scope("verify", "profiles/magi.json", "study.yaml", "--json")
     assert verified.exit_code == 0, verified.output
     figures = {figure["figure"]: figure for figure in json.loads(verified.stdout)["evidence"]["figures"]}
     for name in ("speedup_evaluations", "psnr_db", "psnr_worst_frame_db", "ssim"):

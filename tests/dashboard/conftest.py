@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     best = best_point(data.points, data.study.floors, "speedup_evaluations")
     assert best is not None
     profile = profile_of(data.results[best].policy)
-    store.addprofile_of(best, "fastest", "profiles/made.json", profile.to_dict())
+    store.add_profile(best, "fastest", "profiles/made.json", profile.to_dict())
     _keep_clips(folder, data, best)
     data = load_study(storage, "made")
     storage.close()

@@ -10,7 +10,7 @@ from calibrate.results import Result
 from calibrate.store import Storage, browse
 from calibrate.study_file import Floors
 from dashboard.data import best_point, feasible, front, load_study
-from dashboard.wording import headline, policy_sentence, reasons, usage
+from dashboard.wording import chart_text, file_name, headline, plain, policy_sentence, reasons, usage
 from tests.dashboard.conftest import TRIALS, Made
 
 
@@ -98,3 +98,25 @@ def test_the_code_to_use_a_profile_compiles(made: Made) -> None:
     text = usage(made.data.profiles[0].profile["settings"], "made.json")
     compile(text, "usage", "exec")
     assert "num_inference_steps=20" in text
+
+
+def test_text_of_others_is_one_line_without_control_and_ordinary_names_stay_as_they_are() -> None:
+    assert plain("a\n# b\x00\u202ec") == r"a \# b c"
+    assert plain("SkyReels 14B") == chart_text("SkyReels 14B") == "SkyReels 14B"
+    assert plain("sqlite:///runs/a.db").replace("\\", "") == "sqlite:///runs/a.db"
+    assert chart_text("<b> & %{x}\n'") == "&lt;b&gt; &amp; %&#123;x} &#x27;"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("profiles/made.json", "made.json"),
+        ("/a/b/my_model-v2.1.json", "my_model-v2.1.json"),
+        ("..", "profile.json"),
+        ("a/.bashrc", "bashrc.json"),
+        ("C:\\x\\run.exe", "run.exe.json"),
+        ('x"); import os; ("', "x_import_os_.json"),
+    ],
+)
+def test_a_recorded_path_gives_a_harmless_name(path: str, name: str) -> None:
+    assert file_name(path, ".json") == name

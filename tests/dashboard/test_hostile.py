@@ -127,7 +127,7 @@ def test_an_address_of_markup_is_shown_as_text(page: Any, served: Served) -> Non
         page.goto(f"{served.address}/?view={quote(view)}&" + "&".join(f"{name}={asked}" for name in names))
         page.get_by_text("is not in this database (any more)").wait_for()
         _assert_only_text(page)
-        assert _text(f"The study {MARKUP} is not") in _text(page.inner_text("[data-testid=stSidebar]"))
+        assert _text(f"The study '{MARKUP}' is not") in _text(page.inner_text("[data-testid=stSidebar]"))
 
 
 def test_failures_are_shown_as_text(page: Any, served: Served) -> None:
