@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -411,4 +412,4 @@ def _verify_command(profile: Profile, path: Path) -> str:
     """What to type to verify a profile, with its study where a file of that name lies here or in `studies/`."""
     files = (file for folder in (Path(), Path("studies")) for file in sorted(folder.glob("*.yaml")))
     study = next((file for file in files if file.stem == profile.provenance.get("study")), "STUDY.yaml")
-    return f"scope-calibrate verify {path} {study}"
+    return shlex.join(["scope-calibrate", "verify", str(path), str(study)])

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import logging
 
-from calibrate.errors import CalibrateError
 from dashboard import cache, server
 from dashboard.measures import QUALITY, SPEED
 from dashboard.page import Page
@@ -19,12 +18,12 @@ from dashboard.views import front, insight, studies, trial  # noqa: F401
 def _draw_first_chart() -> None:
     """Reads and draws what the page shows first, so that its first visitor does not wait for it.
 
-    Failures are the page's to tell.
+    Failures, of whatever a database may hold, are the page's to tell.
     """
     # Reading without a visitor is meant, and not worth Streamlit's warnings.
     for name in ("scriptrunner_utils.script_run_context", "state.session_state_proxy"):
         logging.getLogger(f"streamlit.runtime.{name}").setLevel(logging.ERROR)
-    with contextlib.suppress(CalibrateError):
+    with contextlib.suppress(Exception):
         storage = cache.storage()
         url, heartbeat = storage.url.render_as_string(hide_password=False), cache.pulse(storage)
         for overview in cache.overviews(storage, url, heartbeat)[:1]:

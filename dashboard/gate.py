@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104
+_NOBODY = "(nobody)"
 # Should a page hold markup in spite of all care: the browser fetches nothing from elsewhere for it, and shows it in no
 # foreign page. Streamlit's own pages need inline styles, and Plotly makes functions from text.
 _POLICY = (
@@ -63,13 +64,15 @@ class Gate:
 
 
 def _name(place: str) -> str:
-    """The host of ``host:port``, without the port; what is none gives a name that nothing has."""
+    """The host of ``host:port`` without the port; for anything else a name that nobody has."""
     try:
         parts = urlsplit(f"//{place}")
-        sound = parts.netloc == place and "@" not in place and (parts.port or True)
+        _ = parts.port  # raises for what is no port
     except ValueError:
-        sound = False
-    return (parts.hostname or "").rstrip(".") or " " if sound else " "
+        return _NOBODY
+    if parts.netloc != place or "@" in place:
+        return _NOBODY
+    return (parts.hostname or _NOBODY).rstrip(".") or _NOBODY
 
 
 def _place(origin: str) -> str:
@@ -80,7 +83,7 @@ def _place(origin: str) -> str:
 def _arrived_at(scope: Scope) -> str:
     """The address of this machine that a request came to. It is safe to answer to: what is rebound are names."""
     server: tuple[str, int | None] | None = scope.get("server")
-    return server[0].removeprefix("::ffff:") if server else ""
+    return server[0].removeprefix("::ffff:") if server else "localhost"
 
 
 def _with_policy(send: Send) -> Send:
