@@ -192,17 +192,19 @@ def generations(
 ) -> None:
     """List every generation of a study with its settings, cost, figures and environment."""
     from calibrate import workflow
+    from calibrate.files import write_atomically
     from calibrate.listing import FORMATS, render
+    from calibrate.outputs import require_file
 
     if form not in FORMATS:
         raise typer.BadParameter(f"--format: {form!r} is not known; write csv or json")
     with _explained(), workflow.open_session(study, Narrator()) as session:
+        if output is not None:
+            require_file(session.file, output, "--output")
         lines = render(session.find(), form)
         if output is None:
             sys.stdout.writelines(lines)
         else:
-            from calibrate.files import write_atomically
-
             write_atomically(output, "".join(lines).encode())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -18,8 +17,10 @@ import transformers
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from calibrate.devices import has_device, require_device
 from calibrate.errors import CalibrateError
 from calibrate.footprint import Footprint, footprint_of, magi_1_weights, read_config, stored_parameters, weight_files
+from calibrate.outputs import existing, require_cache, require_profile_path
 from calibrate.scores import Scores
 from calibrate.store import Generation as GenerationRecord
 from calibrate.store import Storage, StudyRecord, masked_url, refuse_changes
@@ -79,7 +80,7 @@ def examine(file: StudyFile) -> Iterator[Check]:
         yield from _checked("settings", lambda: _settings(shapes))
         yield from _checked("memory", lambda: _memory(file, shapes, parameters))
         yield from _checked("disk", lambda: _disk(study, shapes))
-    yield from _checked("export", lambda: _export(study))
+    yield from _checked("export", lambda: _export(file))
     yield from _checked("prompts", lambda: _prompts(file))
     yield from _checked("database", lambda: _database(study))
     if study.quality.scores:
@@ -149,16 +150,12 @@ def _diffusers_folders(file: StudyFile) -> list[Path]:
 
 def _device(study: Study) -> Check:
     device, dtype = study.model.device, study.model.torch_dtype
+    require_device(device)
     if device.startswith("cuda"):
-        number = int(device.partition(":")[2] or 0)
-        if not torch.cuda.is_available() or number >= torch.cuda.device_count():
-            raise CalibrateError(f"model.device: this machine has no {device}; run on one that has, or set it to cpu.")
-        name = torch.cuda.get_device_name(number)
+        name = torch.cuda.get_device_name(torch.device(device))
         if dtype == "float32":
             return Check("device", "warning", f"{name}, in float32; set model.torch_dtype to bfloat16, as is usual")
         return Check("device", "ok", f"{name}, {dtype}")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise CalibrateError("model.device: this machine has no mps; run on one that has, or set it to cpu.")
     return Check("device", "ok", f"{device}, {dtype}")
 
 
@@ -217,10 +214,8 @@ def _memory(file: StudyFile, footprint: Footprint, parameters: int) -> Check:
 
 def _disk(study: Study, footprint: Footprint) -> Check:
     need = footprint.baseline_bytes * len(study.search_cases)
-    folder = _existing(study.cache_folder)
-    if not os.access(folder, os.W_OK):
-        raise CalibrateError(f"cache: the folder {folder} cannot be written; choose another with `cache:`.")
-    free = shutil.disk_usage(folder).free
+    require_cache(study)
+    free = shutil.disk_usage(existing(study.cache_folder)).free
     figures = {"need_bytes": need, "free_bytes": free}
     said = f"baselines of {len(study.search_cases)} cases take about {_gib(need)}; {_gib(free)} free"
     if need > free:
@@ -230,11 +225,9 @@ def _disk(study: Study, footprint: Footprint) -> Check:
     return Check("disk", "ok", said, figures)
 
 
-def _export(study: Study) -> Check:
-    folder = _existing(study.profile_path.parent)
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or study.profile_path.is_dir():
-        raise CalibrateError(f"export.path: {study.profile_path} cannot be written in {folder}; choose another path.")
-    return Check("export", "ok", f"the profile goes to {study.profile_path}")
+def _export(file: StudyFile) -> Check:
+    require_profile_path(file, file.study.profile_path)
+    return Check("export", "ok", f"the profile goes to {file.study.profile_path}")
 
 
 def _prompts(file: StudyFile) -> Check:
@@ -356,7 +349,7 @@ def _measured_seconds(study: Study) -> float | None:
 
 def _matmul_rate(study: Study) -> float:
     """Operations per second of a matrix product on the study's device, in its data type."""
-    device = torch.device(study.model.device if _has_device(study.model.device) else "cpu")
+    device = torch.device(study.model.device if has_device(study.model.device) else "cpu")
     size = 4096 if device.type != "cpu" else 512
     matrix = torch.ones(size, size, device=device, dtype=getattr(torch, study.model.torch_dtype))
 
@@ -373,20 +366,10 @@ def _matmul_rate(study: Study) -> float:
     return 2 * size**3 * count / (time.perf_counter() - start)
 
 
-def _has_device(device: str) -> bool:
-    return not device.startswith("cuda") or torch.cuda.is_available()
-
-
 def _device_bytes(device: str) -> int:
-    if device.startswith("cuda") and torch.cuda.is_available():
+    if device.startswith("cuda") and has_device(device):
         return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
     return int(psutil.virtual_memory().available)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the closest one above it that is there."""
-    folder = folder.resolve()
-    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _gib(size: int) -> str:

@@ -12,6 +12,7 @@ from calibrate import environment
 from calibrate.clips import ClipShelf
 from calibrate.detail import describe
 from calibrate.files import write_atomically
+from calibrate.outputs import companions, require_profile_path
 from calibrate.paired import Clips, PairedCase, measure_pairs, spread, verdict
 from calibrate.pictures import comparison_clip, front_plot
 from calibrate.progress import Narrator
@@ -91,9 +92,11 @@ class Exporter:
             trial: Whose policy to take instead of the rule's.
 
         Raises:
-            CalibrateError: If no candidate qualifies, or there is no such trial.
+            CalibrateError: If no candidate qualifies, there is no such trial, or the files cannot be written.
         """
         study = self.file.study
+        path = Path(export.path) if export.path else study.profile_path
+        require_profile_path(self.file, path)
         if trial is None:
             rule, picked = str(export.rule), pick(self.results, study.floors, export.rule, export.min_speedup)
         else:
@@ -114,7 +117,6 @@ class Exporter:
             if pair is min(pairs, key=lambda p: p.quality.psnr_db):
                 worst_clips = clips
         pairs, steadiness = repeat_until_steady(target, pairs, attach, study.timing, self.narrator)
-        path = Path(export.path) if export.path else study.profile_path
         profile, missed = self._profile(target, picked, pairs, steadiness, rule)
         return self._write(profile, path, picked, worst_clips, missed)
 
@@ -163,7 +165,7 @@ class Exporter:
 
     def _write(self, profile: Profile, path: Path, picked: Result, worst: Clips, missed: dict[str, float]) -> Exported:
         study = self.file.study
-        clip, plot = path.with_suffix(".mp4"), path.with_name(f"{path.stem}-front.png")
+        clip, plot = companions(path)
         clip_bytes = comparison_clip(worst.stock, worst.scope, study.generation.fps)
         plot_bytes = front_plot(self.results, picked, study.floors, f"Study {study.name}")
         write_atomically(clip, clip_bytes)

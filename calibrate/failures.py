@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ import optuna
 import sqlalchemy.exc
 
 from calibrate.errors import CalibrateError
+from calibrate.files import file_failure
+from calibrate.memory import is_out_of_memory
 from calibrate.store import database_failure
 from scope_runtime import ScopeError, ScopeWarning
 
@@ -29,9 +30,17 @@ def explained() -> Iterator[None]:
     except optuna.exceptions.StorageInternalError as error:
         # Optuna wraps what the database said.
         raise CalibrateError(f"storage: {database_failure(error.__cause__ or error)}") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise CalibrateError("The disk is full: free some space and run the same command again.") from error
-        if isinstance(error, PermissionError):
-            raise CalibrateError(f"No permission for {error.filename}: choose a folder of your own.") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CalibrateError(
+            "Out of memory: lower generation.num_frames, height or width, take a smaller model.torch_dtype or a "
+            "model.device with more memory, or end what else uses it; everything measured so far is kept."
+        ) from error
+    except BrokenPipeError:
+        # Whoever read the output has seen enough.
         raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        problem = file_failure(error)
+        raise CalibrateError(f"{place}{problem}." if place else f"{problem[0].upper()}{problem[1:]}.") from error

@@ -1,37 +1,43 @@
-"""Files that are either complete or absent."""
+"""Files of a study, and what to say where they cannot be read or written."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import glob
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from scope_runtime.files import read_text, write_atomically
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a temporary file beside `path` and renames it, so that no reader and no crash sees half of it.
+__all__ = ["digest", "file_failure", "folder_digest", "read_text", "remove_leftovers", "write_atomically"]
 
-    Raises:
-        OSError: If the folder cannot be written or the disk is full; `path` is then as it was before.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # temporary files are private, results are not
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
+
+_FAILURES = {
+    errno.ENOENT: "there is no such file or folder; check the path",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
+    errno.EISDIR: "this is a folder, not a file; choose another path",
+    errno.EEXIST: "a file is in the way where a folder must be; choose another path",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "its links lead in a circle; choose another path",
+    errno.EFBIG: "the file is too large; choose another one",
+    errno.EACCES: "no permission; choose a path of your own",
+    errno.EPERM: "no permission; choose a path of your own",
+    errno.EROFS: "nothing can be written there; choose another path",
+    errno.EDQUOT: "your share of the disk is used up; free some space and run the same command again",
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EIO: "the disk does not answer as it should; check it, or choose another path",
+    errno.ESTALE: "the file system has lost it; run the same command again",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine; close other programs",
+    errno.ENOMEM: "out of memory; close other programs",
+}
+
+
+def file_failure(error: OSError) -> str:
+    """What the system reports of a file, and the mend: the end of a sentence that names the file."""
+    return _FAILURES.get(error.errno or 0) or f"{(error.strerror or type(error).__name__).lower()}; check the path"
 
 
 def remove_leftovers(path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from calibrate import environment
+from calibrate import environment, memory
 from calibrate.baseline import Baseline
 from calibrate.claims import Worker
 from calibrate.clips import ClipShelf
@@ -314,7 +314,7 @@ class Search:
             # Whatever it is, out of memory included: it depends on the candidate's choices, so the next one may do.
             row.state, row.reason, row.finished = "failed", _reason(error), datetime.now(UTC)
             self.store.add(row)
-            _release_memory()
+            memory.release()
             raise _CandidateFailed(row.reason) from error
         row.evaluations = scope.report.evaluations
         row.stock_evaluations = scope.report.stock_evaluations
@@ -347,10 +347,12 @@ class Search:
                 return
             try:
                 frames, _ = self.target.decode(latents)
-            except torch.cuda.OutOfMemoryError:
+            except (MemoryError, RuntimeError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
                 # Beside the model's own memory there is no room for a look; that is not the candidate's fault.
                 looked = True
-                _release_memory()
+                memory.release()
                 return
             looked = len(frames) > 1
             if looked:
@@ -525,8 +527,3 @@ def _line(result: Result, floors: Floors) -> str:
 def _reason(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-
-
-def _release_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

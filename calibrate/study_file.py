@@ -6,25 +6,63 @@ Paths that a study reads (`model.path`) are relative to the study file; paths th
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from sqlalchemy import make_url
 
 from calibrate.errors import CalibrateError
-from calibrate.files import digest
+from calibrate.files import digest, file_failure, read_text
 from calibrate.store import Heartbeat, masked_url
+from calibrate.study_yaml import read_yaml
+from scope_runtime import Policy, ProfileError
+from scope_runtime.errors import named, shown
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Rule = Literal["fastest", "best-quality", "knee"]
+
+# A study with thousands of prompts fits.
+_MOST_BYTES = 1 << 20
+# What settings of profiles and columns of databases hold.
+_LARGEST = 2**31 - 1
 
 
 class _Strict(BaseModel):
     """Refuses unknown fields, silent conversions and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_kept(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses text that no database holds, and whole numbers beyond 32 bits where a field sets no limit."""
+        if isinstance(value, str) and (problem := _not_to_be_kept(value)):
+            raise ValueError(problem)
+        limits = cls.model_fields[str(info.field_name)].metadata
+        limited = any(hasattr(limit, name) for limit in limits for name in ("le", "lt"))
+        if isinstance(value, int) and not limited and abs(value) > _LARGEST:
+            raise ValueError(f"should be at most {_LARGEST}")
+        return value
+
+
+def _not_to_be_kept(text: str) -> str | None:
+    """Names a character that databases or paths do not take: a control character but white space, or half of a pair."""
+    for character in text:
+        if character not in "\t\n\r" and unicodedata.category(character) in ("Cc", "Cs"):
+            return f"must not hold the character U+{ord(character):04X}; remove it"
+    return None
 
 
 class ModelSpec(_Strict):
@@ -40,7 +78,7 @@ class ModelSpec(_Strict):
     pipeline_class: Literal["SkyReelsV2DiffusionForcingPipeline"] = "SkyReelsV2DiffusionForcingPipeline"
     torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     flow_shift: float | None = Field(default=None, gt=0)
     config: str | None = Field(default=None, min_length=1)
     weights: str | None = Field(default=None, min_length=1)
@@ -123,24 +161,6 @@ class Quantiles(FloatRange):
     high: float = Field(ge=0, le=1)
 
 
-class MaxSkip(IntRange):
-    """Bounds on consecutive rows without recompute."""
-
-    low: int = Field(ge=0)
-
-
-class Warmup(IntRange):
-    """Rows that every block recomputes at its start."""
-
-    low: int = Field(ge=1)
-
-
-class Tail(IntRange):
-    """Rows that every block recomputes at its end."""
-
-    low: int = Field(ge=0)
-
-
 class Candidate(_Strict):
     """A point of the search space to try before the search draws its own; what is left out is the space's first choice.
 
@@ -182,9 +202,9 @@ class SearchSpace(_Strict):
     cache_quantile: Quantiles = Quantiles(low=0.0, high=0.4)
     predict_threshold: Annotated[list[Literal["never", "searched"]], Field(min_length=1)] = ["never", "searched"]
     predict_quantile: Quantiles = Quantiles(low=0.3, high=1.0)
-    max_skip: MaxSkip = MaxSkip(low=1, high=6)
-    warmup: Warmup = Warmup(low=1, high=6)
-    tail: Tail = Tail(low=0, high=1)
+    max_skip: IntRange = IntRange(low=1, high=6)
+    warmup: IntRange = IntRange(low=1, high=6)
+    tail: IntRange = IntRange(low=0, high=1)
     order: Annotated[list[Literal[0, 1, 2]], Field(min_length=1)] = [1, 2]
     granularity: Annotated[list[Literal["prefix", "step"]], Field(min_length=1)] = ["prefix"]
     indicator: Annotated[list[Literal["noise-level", "modulated-input"]], Field(min_length=1)] = [
@@ -198,6 +218,19 @@ class SearchSpace(_Strict):
     context_window: Annotated[list[Annotated[int, Field(ge=1)] | None], Field(min_length=1)] = [None]
     context_dtype: Annotated[list[Literal["float32", "bfloat16", "float16"] | None], Field(min_length=1)] = [None]
     candidates: Annotated[list[Candidate], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _policies_allow(self) -> Self:
+        """What is offered must make a policy; what a policy refuses is for `Policy` alone to say."""
+        for name in SearchSpace.model_fields:
+            if name in Policy.__dataclass_fields__ and name != "predict_threshold":
+                offered = getattr(self, name)
+                for value in offered if isinstance(offered, list) else (offered.low, offered.high):
+                    try:
+                        Policy(**{name: value})
+                    except ProfileError as error:
+                        raise ValueError(f"{name} {error.problem}") from error
+        return self
 
     @model_validator(mode="after")
     def _candidates_within(self) -> Self:
@@ -222,7 +255,7 @@ class Floors(_Strict):
     psnr_worst_frame_db: float | None = Field(default=None, ge=0, le=100)
     ssim: float | None = Field(default=None, ge=0, le=1)
     temporal_psnr_db: float | None = Field(default=None, ge=0, le=100)
-    max_memory: ByteSize | None = Field(default=None, gt=0)
+    max_memory: ByteSize | None = Field(default=None, gt=0, lt=10**18)
     safety_margin_db: float = Field(default=1.0, ge=0)
 
     def shortfalls(self, figures: dict[str, float], *, margin: bool) -> dict[str, float]:
@@ -345,7 +378,7 @@ class Study(_Strict):
     seed: int = Field(default=0, ge=0, lt=2**32)
     storage: str | None = Field(default=None, min_length=1)
     cache: str | None = Field(default=None, min_length=1)
-    clip_megabytes: float = Field(default=500.0, ge=0)
+    clip_megabytes: float = Field(default=500.0, ge=0, le=1e9)
     export: Export = Export()
 
     @model_validator(mode="after")
@@ -426,13 +459,12 @@ def recorded_study(yaml_text: str) -> Study:
         CalibrateError: If this version of the program does not read it, naming the field.
     """
     try:
-        return Study.model_validate(yaml.safe_load(yaml_text))
+        return Study.model_validate(read_yaml(yaml_text))
     except ValidationError as error:
-        raise CalibrateError(
-            f"The recorded study file is not one that this version reads: {_explain(error)}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise CalibrateError(f"The recorded study file is not valid YAML: {_one_line(error)}.") from error
+        problem = _explain(error)
+    except CalibrateError as error:
+        problem = str(error)
+    raise CalibrateError(f"The recorded study file is not one that this version reads: {problem}")
 
 
 class StudyFile:
@@ -452,15 +484,17 @@ class StudyFile:
         """
         self.path = path
         try:
-            self.text = path.read_text(encoding="utf-8")
+            self.text = read_text(path, _MOST_BYTES)
         except FileNotFoundError as error:
             raise CalibrateError(f"{path}: there is no such study file; check the path.") from error
-        except (IsADirectoryError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
             raise CalibrateError(f"{path}: this is not a text file; give the path of a study's YAML.") from error
+        except OSError as error:
+            raise CalibrateError(f"{path}: {file_failure(error)}.") from error
         try:
-            data = yaml.safe_load(self.text)
-        except yaml.YAMLError as error:
-            raise CalibrateError(f"{path}: this is not valid YAML: {_one_line(error)}.") from error
+            data = read_yaml(self.text)
+        except CalibrateError as error:
+            raise CalibrateError(f"{path}: {error}") from error
         if not isinstance(data, dict):
             raise CalibrateError(f"{path}: a study is a YAML mapping that starts with `name:`; see studies/.")
         try:
@@ -533,23 +567,26 @@ class StudyFile:
         return self.path.parent / self.study.model.path
 
 
-def _one_line(error: yaml.YAMLError) -> str:
-    return " ".join(str(error).split())
-
-
 def _explain(error: ValidationError) -> str:
     """The first problem of a validation as one sentence."""
     problem = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in problem["loc"])
+    field = ".".join(named(str(part)) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = ", ".join(_fields_beside(problem["loc"]))
         return f"{field}: unknown field; known here: {known}."
     if problem["type"] == "missing":
         return f"{field}: this field is missing; add it."
+    if problem["type"] in ("model_type", "dict_type"):
+        return f"{field}: should be a mapping, one `field: value` per line."
+    given = problem["input"]
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_unicode":
+        message = _not_to_be_kept(given) or message
     prefix = f"{field}: " if field else ""
-    given = f", not {problem['input']!r}" if isinstance(problem["input"], (str, int, float, type(None))) else ""
-    return f"{prefix}{message[0].lower()}{message[1:]}{given}."
+    told = f", not {shown(given)}" if isinstance(given, (str, int, float, type(None))) else ""
+    # To YAML, no and on are booleans and 12:30 is a number.
+    mend = "; put it in quotes" if problem["type"] == "string_type" and isinstance(given, (int, float)) else ""
+    return f"{prefix}{message[0].lower()}{message[1:]}{told}{mend}."
 
 
 def _fields_beside(location: tuple[int | str, ...]) -> list[str]:

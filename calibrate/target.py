@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from calibrate.errors import CalibrateError
+from calibrate.devices import require_device
 from calibrate.quality import Frames
 from calibrate.study_file import Case, Generation, ModelSpec
 from calibrate.trace import TraceSize
@@ -77,8 +77,7 @@ class Target(ABC):
         Raises:
             CalibrateError: If the folder holds no such model, or the device is not there.
         """
-        if spec.device.startswith("cuda") and not torch.cuda.is_available():
-            raise CalibrateError(f"model.device: this machine has no {spec.device}; set it to cpu.")
+        require_device(spec.device)
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         module, name = _FAMILIES[spec.family]

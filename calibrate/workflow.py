@@ -20,6 +20,7 @@ from calibrate.baseline import Baseline, Baselines
 from calibrate.claims import Worker
 from calibrate.errors import CalibrateError
 from calibrate.export import Exported, Exporter
+from calibrate.outputs import require_cache, require_profile_path
 from calibrate.paired import measure_pairs, verdict
 from calibrate.progress import Narrator
 from calibrate.quiet import quiet_optuna
@@ -98,6 +99,7 @@ def work(session: Session) -> None:
     Raises:
         CalibrateError: If anything that the user can mend is in the way.
     """
+    require_cache(session.file.study)
     store = session.start()
     with Worker(store, session.file.study.workers.heartbeat) as worker:
         _work(session, store, worker, reserve=lambda _: 0.0)
@@ -115,6 +117,8 @@ def run(session: Session, warm_start: Path | None = None) -> Exported:
         CalibrateError: If anything that the user can mend is in the way.
     """
     study = session.file.study
+    require_cache(study)
+    require_profile_path(session.file, study.profile_path)
     first = _policies_of(warm_start) if warm_start else ()
     store = session.start()
     with Worker(store, study.workers.heartbeat) as worker:

@@ -6,11 +6,16 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scope_runtime.errors import ProfileError
+from scope_runtime.errors import ProfileError, named, shown
+
+# Deeper than any profile; readers that descend must not run out of stack.
+_DEEPEST = 32
+# What a number in a report can be at most; with more, sums and tolerances would leave what JSON can carry.
+_LARGEST_FIGURE = 1e12
 
 
-def _name(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
+def _name(where: str, key: object) -> str:
+    return f"{where}.{named(key)}" if where else named(key)
 
 
 def mapping(data: Any, where: str) -> Mapping[str, Any]:
@@ -25,7 +30,7 @@ def reject_unknown(data: Any, known: Iterable[str], where: str) -> None:
     known = tuple(known)
     for key in mapping(data, where):
         if key not in known:
-            raise ProfileError(_name(where, str(key)), f"unknown field; known here: {', '.join(known)}")
+            raise ProfileError(_name(where, key), f"unknown field; known here: {', '.join(known)}")
 
 
 def _get(data: Mapping[str, Any], key: str, where: str) -> Any:
@@ -48,16 +53,16 @@ def number(
     if value is None and optional:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ProfileError(_name(where, key), f"must be a number{' or null' if optional else ''}, not {value!r}")
+        raise ProfileError(_name(where, key), f"must be a number{' or null' if optional else ''}, not {shown(value)}")
     try:
         value = float(value)
     except OverflowError:
         value = math.inf
     if not math.isfinite(value):
-        raise ProfileError(_name(where, key), f"must be finite, not {value!r}")
+        raise ProfileError(_name(where, key), f"must be finite, not {shown(value)}")
     if not minimum <= value <= maximum:
         bounds = f"at least {minimum:g}" if maximum == math.inf else f"between {minimum:g} and {maximum:g}"
-        raise ProfileError(_name(where, key), f"must be {bounds}, not {value:g}")
+        raise ProfileError(_name(where, key), f"must be {bounds}, not {shown(value)}")
     return value
 
 
@@ -75,9 +80,10 @@ def integer(
     if value is None and optional:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ProfileError(_name(where, key), f"must be a whole number{' or null' if optional else ''}, not {value!r}")
+        kind = "a whole number or null" if optional else "a whole number"
+        raise ProfileError(_name(where, key), f"must be {kind}, not {shown(value)}")
     if not minimum <= value <= maximum:
-        raise ProfileError(_name(where, key), f"must be between {minimum} and {maximum}, not {value}")
+        raise ProfileError(_name(where, key), f"must be between {minimum} and {maximum}, not {shown(value)}")
     return value
 
 
@@ -85,7 +91,8 @@ def string(data: Mapping[str, Any], key: str, where: str) -> str:
     """A string that is not empty."""
     value = _get(data, key, where)
     if not isinstance(value, str) or not value:
-        raise ProfileError(_name(where, key), f"must be a non-empty string, not {value!r}")
+        raise ProfileError(_name(where, key), f"must be a non-empty string, not {shown(value)}")
+    _text(value, _name(where, key))
     return value
 
 
@@ -93,35 +100,57 @@ def choice(data: Mapping[str, Any], key: str, where: str, options: tuple[str, ..
     """One of the given strings."""
     value = _get(data, key, where)
     if value not in options or not isinstance(value, str):
-        raise ProfileError(_name(where, key), f"must be one of {', '.join(options)}, not {value!r}")
+        raise ProfileError(_name(where, key), f"must be one of {', '.join(options)}, not {shown(value)}")
+    return value
+
+
+def array(data: Mapping[str, Any], key: str, where: str) -> list[Any] | tuple[Any, ...]:
+    """A list of anything."""
+    value = _get(data, key, where)
+    if not isinstance(value, (list, tuple)):
+        raise ProfileError(_name(where, key), f"must be a list, not {shown(value)}")
     return value
 
 
 def array_of_numbers(data: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
     """A list of finite floats."""
-    value = _get(data, key, where)
-    if not isinstance(value, (list, tuple)):
-        raise ProfileError(_name(where, key), f"must be a list of numbers, not {type(value).__name__}")
-    items = {str(i): v for i, v in enumerate(value)}
+    items = {str(i): v for i, v in enumerate(array(data, key, where))}
     return tuple(number(items, i, _name(where, key)) for i in items)
 
 
-def plain_json(value: Any, where: str) -> None:
-    """Refuses anything JSON cannot carry faithfully, not-a-number and infinities included."""
-    if value is None or isinstance(value, (str, bool, int)):
+def figure(data: Mapping[str, Any], key: str, where: str) -> float:
+    """A measured number."""
+    return float(number(data, key, where, minimum=-_LARGEST_FIGURE, maximum=_LARGEST_FIGURE))
+
+
+def plain_json(value: Any, where: str, depth: int = 0) -> None:
+    """Refuses anything JSON cannot carry faithfully (infinities, half characters), and deep nesting."""
+    if value is None or isinstance(value, bool):
         return
-    if isinstance(value, float):
+    if depth > _DEEPEST:
+        raise ProfileError(where, f"is nested more than {_DEEPEST} levels deep")
+    if isinstance(value, str):
+        _text(value, where)
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            raise ProfileError(where, f"must fit into 64 bits, not {shown(value)}")
+    elif isinstance(value, float):
         if not math.isfinite(value):
             raise ProfileError(where, f"must be finite, not {value!r}")
-        return
-    if isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
-            plain_json(item, f"{where}[{i}]")
-        return
-    if isinstance(value, Mapping):
+            plain_json(item, f"{where}[{i}]", depth + 1)
+    elif isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ProfileError(where, f"keys must be strings, not {key!r}")
-            plain_json(item, _name(where, key))
-        return
-    raise ProfileError(where, f"{type(value).__name__} is not a JSON value")
+                raise ProfileError(where, f"keys must be strings, not {shown(key)}")
+            _text(key, where)
+            plain_json(item, _name(where, key), depth + 1)
+    else:
+        raise ProfileError(where, f"{type(value).__name__} is not a JSON value")
+
+
+def _text(value: str, where: str) -> None:
+    """Refuses half of a UTF-16 pair, which no file and no database can hold."""
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ProfileError(where, f"holds half of a character: {shown(value)}")

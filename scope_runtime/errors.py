@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
+from typing import Any
+
+# A number with more digits than this is shown by their count: Python refuses to print one with thousands.
+_MOST_DIGITS = 40
+_LONGEST_NAME = 80
+
 
 class ScopeError(Exception):
     """Base class of everything this package raises on purpose."""
@@ -39,3 +46,27 @@ class ContextTooLarge(ScopeError, MemoryError):
 
 class ConcurrentCallError(ScopeError, RuntimeError):
     """Two threads generate with one accelerated pipeline at the same time."""
+
+
+class _Brief(reprlib.Repr):
+    """`repr`, but short, and without what may hold a password."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 120
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 10**_MOST_DIGITS else f"a number of more than {_MOST_DIGITS} digits"
+
+    def repr_str(self, x: str, level: int) -> str:
+        return "an address" if "://" in x else super().repr_str(x, level)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: short, on one line, and of an address (`scheme://...`) only that it is one."""
+    return _Brief().repr(value)
+
+
+def named(key: object) -> str:
+    """A key as part of a field's name: as it is, unless it is long or would not print as one word on one line."""
+    return key if isinstance(key, str) and key.isprintable() and len(key) <= _LONGEST_NAME else shown(key)

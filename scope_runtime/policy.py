@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from scope_runtime import _check
-from scope_runtime.errors import ProfileError
+from scope_runtime.errors import ProfileError, shown
 from scope_runtime.indicator import INDICATORS, MODULATED_INPUT, NOISE_LEVEL, ChangeMap
 from scope_runtime.schedule import Schedule
 
@@ -170,7 +170,7 @@ def _check_plan_form(plan: Any) -> None:
         raise ProfileError("policy.plan", "every row must have one letter per block")
     for row, letters in enumerate(plan):
         if not set(letters) <= {*_MODE_OF, IDLE}:
-            raise ProfileError(f"policy.plan[{row}]", f"letters must be R, P, C or '.', not {letters!r}")
+            raise ProfileError(f"policy.plan[{row}]", f"letters must be R, P, C or '.', not {shown(letters)}")
 
 
 class Decider:

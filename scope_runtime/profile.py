@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -16,23 +16,19 @@ import torch
 
 from scope_runtime import _check
 from scope_runtime.adapters import adapter_for
-from scope_runtime.errors import ProfileError, ProfileMismatch
+from scope_runtime.errors import ProfileError, ProfileMismatch, named, shown
+from scope_runtime.evidence import check_evidence
+from scope_runtime.files import read_text, write_atomically
 from scope_runtime.policy import Policy
 
 FORMAT = "scope-profile"
 FORMAT_VERSION = 1
 
-REQUIRED_EVIDENCE = (
-    "speedup_evaluations",
-    "speedup_denoise",
-    "speedup_end_to_end",
-    "psnr_db",
-    "psnr_worst_prompt_db",
-    "psnr_worst_frame_db",
-    "ssim",
-    "n",
-)
-"""Held-out figures without which nobody should trust a profile."""
+MOST_BYTES = 64 << 20
+"""Many times what a profile with a frozen plan and hundreds of prompts takes."""
+
+# Python takes long to read numbers of very many digits, and refuses to print them.
+_MOST_DIGITS = 400
 
 _SAMPLES_PER_TENSOR = 64
 
@@ -78,7 +74,7 @@ class Settings:
         _check.string(data, "scheduler", "settings")
         for key in ("prefix", "noised_prefix"):
             if not isinstance(data[key], bool):
-                raise ProfileError(f"settings.{key}", f"must be true or false, not {data[key]!r}")
+                raise ProfileError(f"settings.{key}", f"must be true or false, not {shown(data[key])}")
 
     @classmethod
     def of(cls, pipe: Any, **call: Any) -> Settings:
@@ -185,7 +181,7 @@ class Profile:
         policy: The rules.
         settings: The generation settings it was calibrated for.
         model: The model it was calibrated on.
-        evidence: Measured on held-out prompts by real runs; see `REQUIRED_EVIDENCE` for the least it must hold.
+        evidence: Measured on held-out prompts by real runs; see `scope_runtime.evidence`.
         provenance: Where it comes from: study, trial, versions, cases.
         created: UTC time, ISO 8601.
     """
@@ -198,16 +194,12 @@ class Profile:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
-        _check.mapping(self.evidence, "evidence")
-        _check.mapping(self.provenance, "provenance")
-        _check.plain_json(self.evidence, "evidence")
-        _check.plain_json(self.provenance, "provenance")
-        for key in REQUIRED_EVIDENCE:
-            _check.number(self.evidence, key, "evidence")
+        check_evidence(self.evidence)
+        _check.plain_json(_check.mapping(self.provenance, "provenance"), "provenance")
         try:
             datetime.fromisoformat(self.created)
         except (TypeError, ValueError):
-            raise ProfileError("created", f"must be an ISO 8601 time, not {self.created!r}") from None
+            raise ProfileError("created", f"must be an ISO 8601 time, not {shown(self.created)}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form."""
@@ -257,20 +249,7 @@ class Profile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the profile as JSON: to a temporary name first, so that no reader ever sees half of it."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        text = self.to_json()
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
+        write_atomically(Path(path), self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
@@ -280,15 +259,19 @@ class Profile:
             ProfileError: If the file is missing, is not JSON, or any field is wrong; the message names file and field.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_text(path, MOST_BYTES)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise ProfileError("", f"cannot read profile {path}: {reason}") from error
         try:
-            data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
+            data = json.loads(
+                text, parse_constant=_refuse_constant, parse_int=_parse_int, object_pairs_hook=_refuse_duplicates
+            )
             return cls.from_dict(data)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except json.JSONDecodeError as error:
             raise ProfileError("", f"{path} is not complete JSON ({error}): export the profile again") from error
+        except RecursionError as error:
+            raise ProfileError("", f"{path} is nested too deeply: export the profile again") from error
         except ProfileError as error:
             raise type(error)(error.field, f"{_problem(error)} (in {path})") from error
 
@@ -314,10 +297,15 @@ def _refuse_constant(name: str) -> Any:
     raise ProfileError("", f"{name} is not a number that JSON allows")
 
 
+def _parse_int(digits: str) -> int | float:
+    """A whole number; one of hundreds of digits becomes infinite, which is refused with its field's name."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else math.inf
+
+
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) != len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in names if names.count(key) > 1)
-        raise ProfileError(twice, "is given twice")
+        raise ProfileError(named(twice), "is given twice")
     return data
