@@ -108,6 +108,104 @@ def test_a_file_that_is_no_profile_is_refused_in_one_sentence(tmp_path: Path, te
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("settings.height", "9" * 5000, "settings.height: must be a whole number, not inf"),
+        ("policy.cache_threshold", "9" * 5000, "policy.cache_threshold: must be finite"),
+        (
+            "policy.max_skip",
+            "9" * 400,
+            "policy.max_skip: must be between 0 and 10000, not a number of more",
+        ),
+        ("policy.granularity", "9" * 5000, "policy.granularity: must be one of"),
+        ("evidence.psnr_db", "9" * 5000, "evidence.psnr_db: must be finite"),
+        ("evidence.psnr_db", "9" * 300, "evidence.psnr_db: must fit into 64 bits"),
+        ("evidence.psnr_db", "1e300", "evidence.psnr_db: must be between"),
+        ("evidence.other", "9" * 5000, "evidence.other: must be finite"),
+        ("provenance.seed", "9" * 25, "provenance.seed: must fit into 64 bits, not 9999"),
+        ("created", "9" * 5000, "created: must be an ISO 8601 time"),
+        ("created", '"' + "9" * 5000 + '"', "created: must be an ISO 8601 time"),
+        ("evidence.deep", "[" * 400 + "]" * 400, "is nested more than 32 levels deep"),
+        ("evidence.deep", "[" * 5000 + "]" * 5000, "nested"),
+        ("evidence.deep", '{"a":' * 5000 + "1" + "}" * 5000, "nested"),
+        ("settings.dtype", r'"float\ud800"', "settings.dtype: holds half of a character"),
+        ("provenance.study", r'"a\ud800"', "provenance.study: holds half of a character"),
+        ("settings.height", '"postgresql://me:hunter2@db"', "must be a whole number, not an address"),
+    ],
+)
+def test_what_no_report_could_hold_is_refused_by_field(
+    mutable: tuple[Any, dict[str, Any]], tmp_path: Path, field: str, value: str, complaint: str
+) -> None:
+    document = json.loads(json.dumps(mutable[1]))
+    *parents, last = field.split(".")
+    place = document
+    for key in parents:
+        place = place[key]
+    place[last] = "PLACE"
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(document).replace('"PLACE"', value))
+    with pytest.raises(ProfileError) as error:
+        Profile.load(path)
+    assert complaint in str(error.value)
+    assert len(str(error.value)) < 500
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 2.5),
+        ("n", 0),
+        ("exact", 5),
+        ("exact", {}),
+        ("exact", {"max_abs_diff": "small"}),
+        ("temporal_psnr_db", "high"),
+        ("temporal_psnr_db", None),
+        ("hardware", None),
+        ("versions", ["torch"]),
+        ("scores", {"lpips": "low"}),
+        ("missed_floors", {"psnr_db": None}),
+        ("worst_prompt", "a fox"),
+        ("cases", "a fox"),
+        ("cases", ["a fox"]),
+        ("cases", [{"prompt": ["a"], "seed": 1}]),
+        ("cases", [{"prompt": "a", "seed": {}}]),
+    ],
+)
+def test_evidence_of_the_wrong_kind_is_refused_by_field(
+    mutable: tuple[Any, dict[str, Any]], name: str, value: Any
+) -> None:
+    document = json.loads(json.dumps(mutable[1]))
+    document["evidence"][name] = value
+    with pytest.raises(ProfileError, match=rf"^evidence\.{name}") as error:
+        Profile.from_dict(document)
+    assert error.value.field.startswith(f"evidence.{name}")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, SCHEMA)
+
+
+def test_numbers_too_large_to_print_are_refused_without_a_file(mutable: tuple[Any, dict[str, Any]]) -> None:
+    document = json.loads(json.dumps(mutable[1]))
+    document["settings"]["height"] = 10**5000
+    with pytest.raises(ProfileError, match="settings.height: must be between 1 and"):
+        Profile.from_dict(document)
+    document["settings"]["height"] = [10**5000]
+    with pytest.raises(ProfileError, match="settings.height: must be a whole number"):
+        Profile.from_dict(document)
+
+
+def test_a_file_without_an_end_is_too_large() -> None:
+    with pytest.raises(ProfileError, match="cannot read profile /dev/zero: File too large"):
+        Profile.load("/dev/zero")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_profile(mutable: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(mutable[1]), encoding="utf-8-sig")
+    assert Profile.load(path) == Profile.from_dict(mutable[1])
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="cannot read profile .*none.json: No such file"):
         Profile.load(tmp_path / "none.json")
