@@ -26,12 +26,13 @@ def companions(profile: Path) -> tuple[Path, Path]:
     return profile.with_suffix(".mp4"), profile.with_name(f"{profile.stem}-front.png")
 
 
-def require_profile_path(file: StudyFile, profile: Path, field: str = "export.path") -> None:
+def require_profile_path(file: StudyFile, profile: Path) -> None:
     """Makes sure that an export can write a profile, its clip and its plot, and destroys nothing by it.
 
     Raises:
-        CalibrateError: Naming `field`, if it cannot, or something else than a profile is there.
+        CalibrateError: Naming `export.path`, if it cannot, or something else than a profile is there.
     """
+    field = "export.path"
     require_file(file, profile, field)
     if profile.suffix in {path.suffix for path in companions(profile)}:
         raise CalibrateError(

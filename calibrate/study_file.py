@@ -77,7 +77,7 @@ class ModelSpec(_Strict):
     family: Literal["skyreels_v2", "magi_1"] = "skyreels_v2"
     pipeline_class: Literal["SkyReelsV2DiffusionForcingPipeline"] = "SkyReelsV2DiffusionForcingPipeline"
     torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:[0-9]{1,3})?)$")
     threads: int | None = Field(default=None, ge=1, le=4096)
     flow_shift: float | None = Field(default=None, gt=0)
     config: str | None = Field(default=None, min_length=1)

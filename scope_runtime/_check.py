@@ -11,7 +11,7 @@ from scope_runtime.errors import ProfileError, named, shown
 # Deeper than any profile; readers that descend must not run out of stack.
 _DEEPEST = 32
 # What a number in a report can be at most; with more, sums and tolerances would leave what JSON can carry.
-_LARGEST_FIGURE = 1e12
+_LARGEST_FIGURE = 1e15
 
 
 def _name(where: str, key: object) -> str:

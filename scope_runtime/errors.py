@@ -68,5 +68,6 @@ def shown(value: Any) -> str:
 
 
 def named(key: object) -> str:
-    """A key as part of a field's name: as it is, unless it is long or would not print as one word on one line."""
-    return key if isinstance(key, str) and key.isprintable() and len(key) <= _LONGEST_NAME else shown(key)
+    """A key as part of a field's name: as it is, unless it is long, an address, or would not print on one line."""
+    plain = isinstance(key, str) and key.isprintable() and len(key) <= _LONGEST_NAME and "://" not in key
+    return str(key) if plain else shown(key)

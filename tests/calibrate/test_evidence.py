@@ -13,19 +13,13 @@ from calibrate.cli import _describe_evidence, _print_recheck
 from calibrate.recheck import recheck
 from scope_runtime import Profile, ProfileError
 from tests.calibrate.conftest import Workplace
+from tests.mutation import places
 
 JUNK = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-(10**45), 10**45), st.floats(), st.text(max_size=5),
     st.lists(st.floats(), max_size=2), st.dictionaries(st.text(max_size=3), st.floats(), max_size=2),
     st.sampled_from([1e308, -1e308, 10**400, "\ud800", "[red]", [[[]]], {"prompt": []}]),
 )  # fmt: skip
-
-
-def _places(data: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [prefix] if prefix else []
-    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
-        found += _places(value, (*prefix, key))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +33,10 @@ def exported(finished: Workplace) -> dict[str, Any]:
 def test_mutated_evidence_is_refused_or_can_be_checked_and_shown(data: st.DataObject, exported: dict[str, Any]) -> None:
     document = json.loads(json.dumps(exported))
     # Half of the time at the top, where most of it is read.
-    places = _places(document["evidence"])
+    found = places(document["evidence"])
     if data.draw(st.booleans()):
-        places = [place for place in places if len(place) == 1]
-    *parents, last = data.draw(st.sampled_from(places))
+        found = [place for place in found if len(place) == 1]
+    *parents, last = data.draw(st.sampled_from(found))
     place = document["evidence"]
     for key in parents:
         place = place[key]

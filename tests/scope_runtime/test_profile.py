@@ -23,6 +23,7 @@ from scope_runtime import (
     Settings,
     apply_scope,
 )
+from tests.mutation import places
 from tests.tiny import CALL, tiny_pipeline
 
 SCHEMA = json.loads((Path(scope_runtime.__file__).parent / "profile.schema.json").read_text())
@@ -211,15 +212,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         Profile.load(tmp_path / "none.json")
 
 
-def paths(data: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON document."""
-    found = [prefix] if prefix else []
-    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for key, value in items:
-        found += paths(value, (*prefix, key))
-    return found
-
-
 JUNK = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]), st.just({}),
     st.lists(st.floats(), max_size=3), st.dictionaries(st.text(max_size=3), st.floats(), max_size=2),
@@ -233,7 +225,7 @@ def test_a_mutated_profile_is_refused_or_valid(
 ) -> None:
     pipe, valid = mutable
     document = json.loads(json.dumps(valid))
-    *parents, last = data.draw(st.sampled_from(paths(document)))
+    *parents, last = data.draw(st.sampled_from(places(document)))
     place = document
     for key in parents:
         place = place[key]
