@@ -15,7 +15,6 @@ import sqlalchemy.exc
 from sqlalchemy import create_engine, text
 from typer.testing import Result
 
-import calibrate.files
 from calibrate.results import ESTIMATE, RESULT
 from calibrate.search import Search
 from calibrate.store import Storage, browse
@@ -321,10 +320,13 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     workplace = make_workplace(name="full")
-    monkeypatch.setattr(calibrate.files.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     result = workplace.scope("run", "study.yaml")
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].startswith("Error: The disk is full")
+    assert result.stderr.splitlines()[-1].startswith("Error: runs/full/")
+    assert result.stderr.splitlines()[-1].endswith(
+        ": the disk is full; free some space and run the same command again."
+    )
     assert list((workplace.folder / "runs/full").iterdir()) == []
 
 
