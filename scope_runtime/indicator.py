@@ -69,6 +69,10 @@ class ChangeMap:
 
 
 def relative_l1(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """Mean absolute change relative to the mean absolute old value; a scalar tensor on the inputs' device."""
-    old = old.float()
-    return (new.float() - old).abs().mean() / old.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    """Mean absolute change relative to the mean absolute old value; a scalar tensor on the inputs' device.
+
+    Computed in float32, or in float64 where both are: replay states changes as exactly as decisions compare them.
+    """
+    dtype = torch.promote_types(torch.promote_types(new.dtype, old.dtype), torch.float32)
+    old = old.to(dtype)
+    return (new.to(dtype) - old).abs().mean() / old.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
