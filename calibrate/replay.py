@@ -46,7 +46,7 @@ class Replayed:
 
     Attributes:
         plans: Mode letters per case, over all windows.
-        besides: What else decides the outputs: order, step-ratio limit, context window and data type.
+        besides: What else decides the outputs: order and axis, step-ratio limit, context window and data type.
         evaluations: Block evaluations per case.
         stock_evaluations: Of the stock pipeline, per case.
         errors: Magnitudes [cases, blocks, `CHANNELS`]: root mean square error of the outputs used, times the step in
@@ -122,7 +122,9 @@ def _is_shared(policy: Policy) -> bool:
 
 
 def _besides(policy: Policy) -> tuple[object, ...]:
-    return policy.order, policy.max_step_ratio, policy.context_window, policy.context_dtype
+    # Of order 0 nothing is extrapolated along any axis.
+    axis = policy.axis if policy.order else None
+    return policy.order, axis, policy.max_step_ratio, policy.context_window, policy.context_dtype
 
 
 def _looks_at_outputs(policy: Policy) -> bool:

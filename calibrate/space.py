@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import optuna
 
 from calibrate.change_scale import ChangeScale, Observations
-from calibrate.study_file import FloatRange, IntRange, SearchSpace
+from calibrate.study_file import Axis, FloatRange, IntRange, SearchSpace
 from scope_runtime import Policy
 
 Choice = TypeVar("Choice")
@@ -46,6 +46,7 @@ class Space:
             share = _suggest_quantile(trial, "predict_quantile", spec.predict_quantile)
             predict_threshold = scale.threshold(cache_quantile + share * (1 - cache_quantile))
         stale_quantile = _choose(trial, "stale_quantile", spec.stale_quantile)
+        order = _choose(trial, "order", spec.order)
         return Policy(
             granularity=_choose(trial, "granularity", spec.granularity),
             indicator=indicator,
@@ -54,7 +55,8 @@ class Space:
             cache_threshold=scale.threshold(cache_quantile),
             predict_threshold=predict_threshold,
             max_skip=_suggest_int(trial, "max_skip", spec.max_skip),
-            order=_choose(trial, "order", spec.order),
+            order=order,
+            axis=_suggest_axis(trial, spec.axes(order)),
             warmup=_suggest_int(trial, "warmup", spec.warmup),
             tail=_suggest_int(trial, "tail", spec.tail),
             max_step_ratio=_choose(trial, "max_step_ratio", spec.max_step_ratio),
@@ -72,7 +74,7 @@ class Space:
             "cache_quantile": spec.cache_quantile.low,
             "predict_threshold": "never",
             "tail": spec.tail.low,
-            "order": 1 if 1 in spec.order else spec.order[0],
+            "order": spec.first_order,
         }
         first_choices = {
             name: getattr(spec, name)[0]
@@ -88,14 +90,34 @@ class Space:
             )
         }
         if spec.candidates is not None:
-            return [{**shared, **first_choices, **candidate.given()} for candidate in spec.candidates]
+            return [with_axis({**shared, **first_choices, **candidate.given()}, spec) for candidate in spec.candidates]
         if "never" not in spec.predict_threshold:
             return []
         return [
-            {**shared, **first_choices, "warmup": warmup, "max_skip": max_skip}
+            with_axis({**shared, **first_choices, "warmup": warmup, "max_skip": max_skip}, spec)
             for warmup, max_skip in _PERIODIC_SCHEDULES
             if _holds(spec.warmup, warmup) and _holds(spec.max_skip, max_skip)
         ]
+
+
+def with_axis(parameters: Mapping[str, Any], spec: SearchSpace, wanted: str | None = None) -> dict[str, Any]:
+    """Parameters with the axis that they name, or else the one wanted, or else the first that their order has.
+
+    Where an order has a single axis there is nothing to choose, and the parameter does not exist.
+    """
+    axes = spec.axes(parameters["order"])
+    rest = {name: value for name, value in parameters.items() if name != "axis"}
+    if len(axes) < 2:
+        return rest
+    wanted = parameters.get("axis", wanted)
+    return {**rest, "axis": wanted if wanted in axes else axes[0]}
+
+
+def _suggest_axis(trial: optuna.trial.BaseTrial, axes: Sequence[Axis]) -> str:
+    """The axis of the extrapolation, asked for only where there is a choice."""
+    if len(axes) > 1:
+        return _choose(trial, "axis", axes)
+    return axes[0] if axes else Policy.axis
 
 
 def _holds(allowed: IntRange, value: int) -> bool:

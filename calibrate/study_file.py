@@ -30,6 +30,7 @@ from calibrate.study_yaml import read_yaml
 from scope_runtime import Policy, ProfileError
 from scope_runtime.errors import named, shown
 
+Axis = Literal["noise-level", "step"]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Rule = Literal["fastest", "best-quality", "knee"]
 
@@ -171,6 +172,7 @@ class Candidate(_Strict):
     max_skip: int
     tail: int | None = None
     order: int | None = None
+    axis: str | None = None
     cache_quantile: float | None = None
     predict_quantile: float | None = None
     granularity: str | None = None
@@ -186,6 +188,9 @@ class Candidate(_Strict):
 
 class SearchSpace(_Strict):
     """What the search may choose from.
+
+    `axis` is what predictions are extrapolated along, whatever their `order`. By default (null) order 1 is tried along
+    the noise level and along the steps, and order 2 along the steps alone: along the noise level it is ruinous.
 
     Thresholds are searched as quantiles of the accumulated change that recorded runs showed, so that every value within
     [0, 1] makes a difference: `cache_quantile` 0 never caches, and `predict_quantile` is the share of the way from the
@@ -206,6 +211,7 @@ class SearchSpace(_Strict):
     warmup: IntRange = IntRange(low=1, high=6)
     tail: IntRange = IntRange(low=0, high=1)
     order: Annotated[list[Literal[0, 1, 2]], Field(min_length=1)] = [1, 2]
+    axis: Annotated[list[Axis], Field(min_length=1)] | None = None
     granularity: Annotated[list[Literal["prefix", "step"]], Field(min_length=1)] = ["prefix"]
     indicator: Annotated[list[Literal["noise-level", "modulated-input"]], Field(min_length=1)] = [
         "noise-level",
@@ -235,12 +241,29 @@ class SearchSpace(_Strict):
     @model_validator(mode="after")
     def _candidates_within(self) -> Self:
         for number, candidate in enumerate(self.candidates or ()):
+            order = self.first_order if candidate.order is None else candidate.order
             for name, value in candidate.given().items():
-                allowed = getattr(self, name)
+                allowed = self.axes(order) if name == "axis" else getattr(self, name)
                 within = value in allowed if isinstance(allowed, list) else allowed.low <= value <= allowed.high
                 if not within:
-                    raise ValueError(f"candidates.{number}.{name} is {value!r}, which search.{name} does not allow")
+                    of_order = f" for order {order}" if name == "axis" else ""
+                    raise ValueError(
+                        f"candidates.{number}.{name} is {value!r}, which search.{name} does not allow{of_order}"
+                    )
         return self
+
+    @property
+    def first_order(self) -> int:
+        """The order of candidates that name none."""
+        return 1 if 1 in self.order else self.order[0]
+
+    def axes(self, order: int) -> list[Axis]:
+        """The axes to choose from for predictions of an order; of order 0 nothing is extrapolated along any."""
+        if order == 0:
+            return []
+        if self.axis is not None:
+            return self.axis
+        return ["noise-level", "step"] if order == 1 else ["step"]
 
 
 class Floors(_Strict):

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from calibrate.change_scale import ChangeScale
-from calibrate.space import Space, nearest_quantile
-from calibrate.study_file import FloatRange, IntRange
+from calibrate.space import Space, nearest_quantile, with_axis
+from calibrate.study_file import IntRange
 from scope_runtime import Policy
 
 Choice = TypeVar("Choice")
@@ -66,7 +65,7 @@ def _nearest(policy: Policy, space: Space) -> dict[str, Any]:
     spec = space.spec
     indicator = _one_of(spec.indicator, policy.indicator)
     scale = space.scales[indicator]
-    cache = _quantile(scale, policy.cache_threshold, spec.cache_quantile)
+    cache = nearest_quantile(scale.share_below(policy.cache_threshold), spec.cache_quantile)
     limited = policy.predict_threshold is not None
     parameters: dict[str, Any] = {
         "indicator": indicator,
@@ -83,19 +82,10 @@ def _nearest(policy: Policy, space: Space) -> dict[str, Any]:
         "stale_quantile": spec.stale_quantile[0],
     }
     if parameters["predict_threshold"] == "searched":
-        reached = 1.0 if policy.predict_threshold is None else _share_below(scale, policy.predict_threshold)
+        reached = 1.0 if policy.predict_threshold is None else scale.share_below(policy.predict_threshold)
         share = (reached - cache) / (1 - cache) if cache < 1 else 0.0
         parameters["predict_quantile"] = nearest_quantile(share, spec.predict_quantile)
-    return parameters
-
-
-def _quantile(scale: ChangeScale, threshold: float, allowed: FloatRange) -> float:
-    return nearest_quantile(_share_below(scale, threshold), allowed)
-
-
-def _share_below(scale: ChangeScale, threshold: float) -> float:
-    """Share of the scale's windows whose accumulated change lies below a threshold."""
-    return float(np.searchsorted(scale.accumulated, threshold)) / len(scale.accumulated)
+    return with_axis(parameters, spec, policy.axis)
 
 
 def _one_of(choices: Sequence[Choice], wanted: object) -> Choice:

@@ -93,7 +93,9 @@ def policy_sentence(policy: Mapping[str, Any]) -> str:
         if policy["cache_threshold"]
         else "extrapolates the last outputs"
     )
-    orders = {0: "by the newest one", 1: "along a line", 2: "along a parabola"}
+    # Policies from before there was a choice were extrapolated along the noise level.
+    axis = "its steps" if policy.get("axis") == "step" else "the noise level"
+    orders = {0: "by the newest one", 1: f"along a line over {axis}", 2: f"along a parabola over {axis}"}
     indicator = "noise level" if policy["indicator"] == "noise-level" else "transformer's modulated input"
     return (
         f"Recomputes each block's {first}{tail}. In between it {reuse} "

@@ -128,16 +128,17 @@ class Engine:
 
         outputs = {}
         for block, mode in self._modes.items():
-            sigma, history = self.schedule.sigma[row][block], branch.histories[block]
+            history = branch.histories[block]
             if mode is Mode.RECOMPUTE:
                 outputs[block] = computed[block]
                 if self.policy:
                     if (row, block) in self.schedule.restarts:
                         history.clear()
                     self._check_prediction(row, block, branch_name, history, computed[block])
-                    history.record(sigma, computed[block])
+                    history.record(self._position(row, block), computed[block])
             else:
-                outputs[block] = history.extrapolate(sigma, self._order(mode, history, sigma))
+                position = self._position(row, block)
+                outputs[block] = history.extrapolate(position, self._order(mode, history, position))
         if self._observe:
             self._observe_outputs(row, branch, outputs)
             if self._recorder:
@@ -207,28 +208,33 @@ class Engine:
         assert self.policy is not None
         if not self.policy.needs_guard:
             return True
-        sigma = self.schedule.sigma[row][block]
+        position = self._position(row, block)
         bound = self.policy.magnitude_bound
         for branch in self._branches.values():
             history = branch.histories[block]
             if not len(history):
                 return False
-            moved = history.displacement(sigma, self._order(mode, history, sigma))
+            moved = history.displacement(position, self._order(mode, history, position))
             if not (moved <= bound if bound is not None else moved < float("inf")):
                 return False
         return True
 
     def _local_error(self, row: int, block: int, mode: Mode) -> float:
         """Estimated relative error of the block's output, the larger of the branches'."""
-        sigma = self.schedule.sigma[row][block]
+        position = self._position(row, block)
         histories = [branch.histories[block] for branch in self._branches.values()]
-        return max(history.remainder(sigma, self._order(mode, history, sigma)) for history in histories)
+        return max(history.remainder(position, self._order(mode, history, position)) for history in histories)
 
-    def _order(self, mode: Mode, history: History, sigma: float) -> int:
+    def _position(self, row: int, block: int) -> float:
+        """Where the block's update stands on the policy's axis: what histories are recorded, asked and judged at."""
+        assert self.policy is not None
+        return self.schedule.position(row, block, self.policy.axis)
+
+    def _order(self, mode: Mode, history: History, position: float) -> int:
         assert self.policy is not None
         if mode is Mode.CACHE:
             return 0
-        return history.usable_order(sigma, self.policy.order, self.policy.max_step_ratio)
+        return history.usable_order(position, self.policy.order, self.policy.max_step_ratio)
 
     def _request(self, row: int, branch: _Branch) -> Pass:
         """The blocks that must go through the transformer for this row's recomputes to be right."""
@@ -252,15 +258,14 @@ class Engine:
         return [b for b in complete if b < last]
 
     def _check_prediction(self, row: int, block: int, branch_name: str, history: History, truth: torch.Tensor) -> None:
-        assert self.policy is not None
         if not len(history):
             return
-        sigma = self.schedule.sigma[row][block]
-        order = history.usable_order(sigma, self.policy.order, self.policy.max_step_ratio)
+        position = self._position(row, block)
+        order = self._order(Mode.PREDICT, history, position)
         truth = truth.float()
         norm = torch.linalg.vector_norm(truth).clamp_min(torch.finfo(torch.float32).tiny)
-        error = torch.linalg.vector_norm(history.extrapolate(sigma, order) - truth) / norm
-        self.report.add_prediction_error(row, block, branch_name, sigma, order, error)
+        error = torch.linalg.vector_norm(history.extrapolate(position, order) - truth) / norm
+        self.report.add_prediction_error(row, block, branch_name, order, history.reach(position, order), error)
 
     def _observe_outputs(self, row: int, branch: _Branch, outputs: dict[int, torch.Tensor]) -> None:
         """Measures how far each output moved since the branch's previous row."""

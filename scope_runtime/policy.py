@@ -13,7 +13,7 @@ import torch
 from scope_runtime import _check
 from scope_runtime.errors import ProfileError, shown
 from scope_runtime.indicator import INDICATORS, MODULATED_INPUT, NOISE_LEVEL, ChangeMap
-from scope_runtime.schedule import Schedule
+from scope_runtime.schedule import AXES, NOISE_LEVEL_AXIS, Schedule
 
 GRANULARITIES = ("prefix", "step", "block")
 CONTEXT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,7 +25,7 @@ class Mode(IntEnum):
     CACHE = 0
     """The last recomputed output is used again."""
     PREDICT = 1
-    """The output is extrapolated in the noise level."""
+    """The output is extrapolated, along the policy's axis."""
     RECOMPUTE = 2
     """The block goes through the transformer."""
 
@@ -58,6 +58,9 @@ class Policy:
             and ``max_skip`` alone make a periodic schedule.
         max_skip: Most consecutive rows in which a block may go without being recomputed.
         order: Order of the extrapolation, 0 to 2.
+        axis: What the extrapolation counts in. ``"noise-level"``: sigma, in which the error analysis is stated.
+            ``"step"``: the block's own updates, 0 at its first, which weighs the short steps at high noise like all
+            others. ``max_step_ratio``, ``magnitude_bound`` and the ``e`` of ``error_budget`` go by the same axis.
         warmup: First updates of every block that are always recomputed, at least 1.
         tail: Last updates of every block that are always recomputed.
         max_step_ratio: Above this ratio of gap to history spacing the order drops by one. None: no such limit.
@@ -87,6 +90,7 @@ class Policy:
     predict_threshold: float | None = None
     max_skip: int = 3
     order: int = 1
+    axis: str = NOISE_LEVEL_AXIS
     warmup: int = 4
     tail: int = 0
     max_step_ratio: float | None = None
@@ -115,6 +119,7 @@ class Policy:
             )
         _check.integer(data, "max_skip", where, minimum=0, maximum=10_000)
         _check.integer(data, "order", where, minimum=0, maximum=2)
+        _check.choice(data, "axis", where, AXES)
         _check.integer(data, "warmup", where, minimum=1, maximum=10_000)
         _check.integer(data, "tail", where, minimum=0, maximum=10_000)
         _check.number(data, "max_step_ratio", where, minimum=0, optional=True)

@@ -91,7 +91,7 @@ class WindowReport:
     context_bytes: int = 0
     history_bytes: int = 0
     _observations: dict[tuple[int, int], Observation] = field(default_factory=dict, repr=False)
-    _errors: list[tuple[int, int, str, float, int, torch.Tensor]] = field(default_factory=list, repr=False)
+    _errors: list[tuple[int, int, str, int, float, torch.Tensor]] = field(default_factory=list, repr=False)
 
     def observe(self, observation: Observation) -> None:
         """Adds an observation; of several branches' for one row and block the larger output change stays."""
@@ -106,10 +106,14 @@ class WindowReport:
         return list(self._observations.values())
 
     def add_prediction_error(
-        self, row: int, block: int, branch: str, sigma: float, order: int, error: torch.Tensor
+        self, row: int, block: int, branch: str, order: int, reach: float, error: torch.Tensor
     ) -> None:
-        """Adds an a-posteriori error as a scalar tensor, which stays on its device until somebody reads it."""
-        self._errors.append((row, block, branch, sigma, order, error))
+        """Adds an a-posteriori error as a scalar tensor, which stays on its device until somebody reads it.
+
+        ``reach`` is `scope_runtime.History.reach` of the prediction: errors are compared per reach, so they have to be
+        of one axis.
+        """
+        self._errors.append((row, block, branch, order, reach, error))
 
     @property
     def prediction_errors(self) -> list[PredictionError]:
@@ -118,25 +122,17 @@ class WindowReport:
             return []
         values = torch.stack([e[-1] for e in self._errors]).tolist()
         found = []
-        recorded: dict[tuple[int, str], list[float]] = {}  # noise levels of the recomputes, newest first
         before: dict[tuple[int, str], tuple[int, float]] = {}  # order, and error over reach
-        for (row, block, branch, sigma, order, _), error in zip(self._errors, values, strict=True):
+        for (row, block, branch, order, reach, _), error in zip(self._errors, values, strict=True):
             key = block, branch
-            points = recorded.setdefault(key, [self._first_recompute(block)])
-            reach = math.prod(abs(sigma - point) for point in points[: order + 1])
             known, per_reach = before.get(key, (None, 0.0))
-            found.append(
-                PredictionError(row, block, branch, sigma, order, error, per_reach * reach if known == order else None)
-            )
+            foreseen = per_reach * reach if known == order else None
+            sigma = self.schedule.sigma[row][block]
+            found.append(PredictionError(row, block, branch, sigma, order, error, foreseen))
             before.pop(key, None)
             if reach > 0 and math.isfinite(error / reach):
                 before[key] = order, error / reach
-            points.insert(0, sigma)
         return found
-
-    def _first_recompute(self, block: int) -> float:
-        """The noise level at which a block was first computed."""
-        return next(self.schedule.sigma[row][block] for row, modes in enumerate(self.modes) if modes[block] == "R")
 
 
 @dataclass

@@ -22,6 +22,11 @@ class Phase(IntEnum):
 NEEDED = "N"
 ALONG = "a"
 
+NOISE_LEVEL_AXIS = "noise-level"
+STEP_AXIS = "step"
+AXES = (NOISE_LEVEL_AXIS, STEP_AXIS)
+"""What outputs are extrapolated along."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -134,6 +139,14 @@ class Schedule:
     def step(self, row: int, block: int) -> int:
         """How many updates ``block`` has had before ``row`` (it must be active there); 0 at its first."""
         return self._step_of[block][row]
+
+    def position(self, row: int, block: int, axis: str) -> float:
+        """Where the update of ``block`` in ``row`` stands on an axis of `AXES` (the block must be active there).
+
+        On the step axis that is the block's own count of updates, which goes up by one from each to the next however
+        far the noise level moves.
+        """
+        return float(self.step(row, block)) if axis == STEP_AXIS else self.sigma[row][block]
 
     def steps_left(self, row: int, block: int) -> int:
         """How many updates remain after ``row`` (the block must be active there); 0 at its last."""

@@ -1,4 +1,7 @@
-"""Extrapolation of the model output in the noise level, by Newton divided differences on non-uniform levels."""
+"""Extrapolation of the model output by Newton divided differences on points of any spacing.
+
+A position is a plain number; what it counts is the caller's choice (`scope_runtime.schedule.Schedule.position`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import math
 import torch
 
 _MIN_GAP = 1e-5
-"""Two noise levels closer than this are one point: a divided difference across them would only amplify noise."""
+"""Two positions closer than this are one point: a divided difference across them would only amplify noise."""
 
 
 class History:
@@ -24,51 +27,51 @@ class History:
 
     def __init__(self, order: int) -> None:
         self.order = order
-        self._sigmas: list[float] = []
+        self._positions: list[float] = []
         self._coefficients: list[torch.Tensor] = []
         self._norms: list[float] | None = None
 
     def __len__(self) -> int:
-        return len(self._sigmas)
+        return len(self._positions)
 
     @property
     def bytes(self) -> int:
         """Memory held, in bytes."""
         return sum(c.numel() * c.element_size() for c in self._coefficients)
 
-    def record(self, sigma: float, value: torch.Tensor) -> None:
-        """Adds a recomputed output ``value`` (any shape, the same at every call) at noise level ``sigma``."""
+    def record(self, position: float, value: torch.Tensor) -> None:
+        """Adds a recomputed output ``value`` (any shape, the same at every call) at ``position``."""
         coefficients = [value.float()]
-        sigmas, old = self._sigmas, self._coefficients
-        if sigmas and abs(sigma - sigmas[0]) < _MIN_GAP:
+        positions, old = self._positions, self._coefficients
+        if positions and abs(position - positions[0]) < _MIN_GAP:
             # The block did not move: the new output replaces the newest. The differences through the old one no
             # longer hold, and rebuilding them would need outputs that are not kept.
-            sigmas, old = [], []
-        for k in range(min(self.order, len(sigmas))):
-            coefficients.append((coefficients[k] - old[k]) / (sigma - sigmas[k]))
+            positions, old = [], []
+        for k in range(min(self.order, len(positions))):
+            coefficients.append((coefficients[k] - old[k]) / (position - positions[k]))
         self._coefficients = coefficients
-        self._sigmas = [sigma, *sigmas][: self.order + 1]
+        self._positions = [position, *positions][: self.order + 1]
         self._norms = None
 
     def clear(self) -> None:
         """Forgets every recorded output: what follows does not continue it."""
-        self._sigmas, self._coefficients, self._norms = [], [], None
+        self._positions, self._coefficients, self._norms = [], [], None
 
-    def step_ratio(self, sigma: float) -> float:
+    def step_ratio(self, position: float) -> float:
         """How far an extrapolation reaches: rho = |s - s0| / |s0 - s1|; infinite with fewer than two points."""
-        if len(self._sigmas) < 2:
+        if len(self._positions) < 2:
             return math.inf
-        return abs(sigma - self._sigmas[0]) / abs(self._sigmas[0] - self._sigmas[1])
+        return abs(position - self._positions[0]) / abs(self._positions[0] - self._positions[1])
 
-    def usable_order(self, sigma: float, order: int, max_step_ratio: float | None = None) -> int:
-        """The order really used at ``sigma``: limited by the points there are, one less when it reaches too far."""
-        order = min(order, len(self._sigmas) - 1)
-        if order >= 1 and max_step_ratio is not None and self.step_ratio(sigma) > max_step_ratio:
+    def usable_order(self, position: float, order: int, max_step_ratio: float | None = None) -> int:
+        """The order really used at ``position``: limited by the points there are, one less when it reaches too far."""
+        order = min(order, len(self._positions) - 1)
+        if order >= 1 and max_step_ratio is not None and self.step_ratio(position) > max_step_ratio:
             order -= 1
         return order
 
-    def displacement(self, sigma: float, order: int) -> float:
-        """Upper bound of ``|v_hat - v0| / |v0|`` at ``sigma``: exact for order 0 and 1, triangle inequality for 2.
+    def displacement(self, position: float, order: int) -> float:
+        """Upper bound of ``|v_hat - v0| / |v0|`` at ``position``: exact for order 0 and 1, triangle inequality for 2.
 
         Uses norms taken when the points were recorded, so the check costs no tensor work in a skipped row. Not finite
         when the recorded outputs were not.
@@ -76,14 +79,18 @@ class History:
         base, *norms = self.norms
         total, reach = 0.0, 1.0
         for k in range(order):
-            reach *= abs(sigma - self._sigmas[k])
+            reach *= abs(position - self._positions[k])
             total += reach * norms[k]
         if not math.isfinite(base + total):
             return math.nan
         return total / base if base > 0 else (0.0 if total == 0 else math.inf)
 
-    def remainder(self, sigma: float, order: int) -> float:
-        """Estimated relative error of the extrapolation at ``sigma``: the first term that it leaves out.
+    def reach(self, position: float, order: int) -> float:
+        """Product of the distances to the points extrapolated from: the first term left out grows with it."""
+        return math.prod(abs(position - point) for point in self._positions[: order + 1])
+
+    def remainder(self, position: float, order: int) -> float:
+        """Estimated relative error of the extrapolation at ``position``: the first term that it leaves out.
 
         For order 0 that is ``|s - s0| |[v0, v1]| / |v0|``, for order 1 ``|s - s0| |s - s1| |[v0, v1, v2]| / |v0|``.
         Infinite while there are too few points to tell.
@@ -91,21 +98,20 @@ class History:
         norms = self.norms
         if len(norms) < order + 2:
             return math.inf
-        reach = math.prod(abs(sigma - s) for s in self._sigmas[: order + 1])
-        error = reach * norms[order + 1] / norms[0] if norms[0] > 0 else math.inf
+        error = self.reach(position, order) * norms[order + 1] / norms[0] if norms[0] > 0 else math.inf
         return error if math.isfinite(error) else math.inf
 
-    def extrapolate(self, sigma: float, order: int) -> torch.Tensor:
-        """The output expected at ``sigma``, float32, the shape of the recorded outputs.
+    def extrapolate(self, position: float, order: int) -> torch.Tensor:
+        """The output expected at ``position``, float32, the shape of the recorded outputs.
 
         Args:
-            sigma: Noise level asked for.
+            position: Where the output is asked for.
             order: 0 (the newest output itself) to 2; must not exceed `usable_order`.
         """
         result = self._coefficients[0]
         reach = 1.0
         for k in range(order):
-            reach *= sigma - self._sigmas[k]
+            reach *= position - self._positions[k]
             result = result + reach * self._coefficients[k + 1]
         return result
 

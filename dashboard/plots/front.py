@@ -18,7 +18,9 @@ from dashboard.wording import chart_text
 _CROWD = 1500
 _COLUMNS, _ROWS = 70, 40
 _HEIGHT = 520
-_HOVERED = ("warmup", "max_skip", "tail", "order", "cache_threshold", "predict_threshold", "granularity", "indicator")
+_HOVERED = (
+    "warmup", "max_skip", "tail", "order", "axis", "cache_threshold", "predict_threshold", "granularity", "indicator",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

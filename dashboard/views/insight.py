@@ -125,8 +125,11 @@ def _parallel(page: Page, measured: pd.DataFrame, parameters: insight.Parameters
     st.markdown("#### All parameters at once")
     rows = [{name: value for name, (value, _) in parameters.get(trial, {}).items()} for trial in measured["trial"]]
     table = pd.DataFrame(rows, index=measured.index)
-    # What never varied says nothing, and a gap cannot be drawn.
+    # What never varied says nothing, and a gap can be drawn only among names.
     table = table.loc[:, [name for name in table.columns if table[name].nunique(dropna=False) > 1]]
+    for name in table.columns:
+        if any(isinstance(value, str) for value in table[name]):
+            table[name] = table[name].fillna("none")
     complete = table.dropna(axis="columns")
     shown = pd.concat([complete, measured[[page.speed.key, page.quality.key]]], axis="columns")
     st.plotly_chart(plots.parallel_coordinates(shown, page.quality, page.colours), theme=None, key="parallel")

@@ -36,6 +36,7 @@ _DISTRIBUTIONS: dict[str, optuna.distributions.BaseDistribution] = {
     "warmup": optuna.distributions.IntDistribution(1, 6),
     "tail": optuna.distributions.IntDistribution(0, 1),
     "order": optuna.distributions.CategoricalDistribution((1, 2)),
+    "axis": optuna.distributions.CategoricalDistribution(("noise-level", "step")),
 }
 
 
@@ -141,6 +142,7 @@ def _write_trials(
                 "distribution_json": optuna.distributions.distribution_to_json(distribution),
             }
             for name, distribution in _DISTRIBUTIONS.items()
+            if name in parameters
         ]
     with storage.engine.begin() as connection:
         for table in tables.sorted_tables:
@@ -155,7 +157,7 @@ def _write_trials(
 
 
 def _parameters(random: np.random.Generator) -> dict[str, Any]:
-    return {
+    drawn = {
         "cache_quantile": float(random.uniform(0, 0.4)),
         "predict_quantile": float(random.uniform(0.3, 1.0)),
         "max_skip": int(random.integers(1, 7)),
@@ -163,6 +165,8 @@ def _parameters(random: np.random.Generator) -> dict[str, Any]:
         "tail": int(random.integers(0, 2)),
         "order": int(random.integers(1, 3)),
     }
+    # As in the search's space: order 2 leaves no choice.
+    return {**drawn, "axis": str(random.choice(("noise-level", "step")))} if drawn["order"] == 1 else drawn
 
 
 def _policy(parameters: dict[str, Any]) -> Policy:
@@ -174,6 +178,7 @@ def _policy(parameters: dict[str, Any]) -> Policy:
         predict_threshold=parameters["predict_quantile"],
         max_skip=parameters["max_skip"],
         order=parameters["order"],
+        axis=parameters.get("axis", "step"),
         warmup=parameters["warmup"],
         tail=parameters["tail"],
     )
@@ -220,7 +225,7 @@ def _report(policy: Policy, random: np.random.Generator) -> Report:
         for row in [r for r, letter in enumerate(column) if letter == "R"][1:]:
             sigma = schedule.sigma[row][block]
             error = (0.02 + 0.4 * sigma**3) * float(random.lognormal(0, 0.3))
-            window.add_prediction_error(row, block, "cond", sigma, policy.order, torch.tensor(error))
+            window.add_prediction_error(row, block, "cond", policy.order, 1.0, torch.tensor(error))
     return Report(windows=[window])
 
 

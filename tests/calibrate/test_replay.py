@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from calibrate.change_scale import COLUMNS, Observations
 from calibrate.replay import CONTEXT, LEVELS, Replay
-from calibrate.study_file import Generation
+from calibrate.space import Space
+from calibrate.study_file import Generation, SearchSpace
 from calibrate.trace import Trace, TraceRecorder, TraceSize
-from scope_runtime import Policy, exact, run_policy
+from scope_runtime import Decider, Policy, exact, run_policy
+from scope_runtime.schedule import AXES
 from tests.tiny import CALL, latents, tiny_pipeline
 
 PROMPTS = ("a red circle moving left", "a blue square moving right")
@@ -20,13 +23,15 @@ PROMPTS = ("a red circle moving left", "a blue square moving right")
 @pytest.fixture(scope="module")
 def recorded() -> tuple[Any, list[Trace]]:
     pipe = tiny_pipeline()
-    traces = []
-    for prompt in PROMPTS:
-        recorder = TraceRecorder(CALL["guidance_scale"])
-        with exact(pipe, observe=True, recorder=recorder):
-            latents(pipe, prompt)
-        traces.append(recorder.trace())
-    return pipe, traces
+    return pipe, [record(pipe, prompt)[0] for prompt in PROMPTS]
+
+
+def record(pipe: Any, prompt: str) -> tuple[Trace, Observations]:
+    recorder = TraceRecorder(CALL["guidance_scale"])
+    with exact(pipe, observe=True, recorder=recorder) as scope:
+        latents(pipe, prompt)
+    observed = [[getattr(observation, name) for name in COLUMNS] for observation in scope.report.observations]
+    return recorder.trace(), np.array(observed, dtype=np.float64)
 
 
 @pytest.mark.parametrize(
@@ -34,11 +39,12 @@ def recorded() -> tuple[Any, list[Trace]]:
     [
         Policy(warmup=2, max_skip=2),
         Policy(warmup=1, max_skip=3, order=2, tail=1, granularity="step"),
+        Policy(warmup=2, max_skip=3, order=2, axis="step", error_budget=0.02),
         Policy(warmup=1, max_skip=3, stale_tolerance=0.2),
         Policy(warmup=1, max_skip=3, cache_threshold=0.1, predict_threshold=0.3),
         Policy(warmup=1, max_skip=3, context_window=1),
     ],
-    ids=["periodic", "step", "stale", "thresholds", "window"],
+    ids=["periodic", "step", "axis", "stale", "thresholds", "window"],
 )
 def test_a_replay_does_what_a_real_run_does(recorded: tuple[Any, list[Trace]], policy: Policy) -> None:
     pipe, traces = recorded
@@ -85,7 +91,88 @@ def test_the_content_indicator_decides_on_what_was_recorded(recorded: tuple[Any,
     assert list(replayed.plans[0][: first + 1]) == scope.report.modes[: first + 1]
 
 
-def test_replayed_errors_are_those_of_the_outputs_themselves(recorded: tuple[Any, list[Trace]]) -> None:
+@pytest.fixture(scope="module")
+def searched() -> tuple[list[Trace], Space]:
+    """Recorded runs and the space that is learned from them."""
+    recorded = [record(tiny_pipeline(), prompt) for prompt in PROMPTS]
+    spec = SearchSpace.model_validate({"max_skip": {"low": 1, "high": 4}})
+    return [trace for trace, _ in recorded], Space(spec, [observed for _, observed in recorded])
+
+
+def threshold_policies(space: Space, indicator: str, quantile: float, factor: float = 1.0) -> list[Policy]:
+    """Policies that a quantile of accumulated change decides, with the threshold moved by a factor."""
+    scale = space.scales[indicator]
+    threshold = factor * scale.threshold(quantile)
+    shared = {
+        "indicator": indicator,
+        "noise_map": scale.noise_map,
+        "change_map": scale.change_map,
+        "warmup": 1,
+        "max_skip": 4,
+    }
+    return [
+        Policy(**shared, cache_threshold=threshold),
+        Policy(**shared, predict_threshold=threshold),
+        Policy(**shared, predict_threshold=space.scales[indicator].threshold(0.5), stale_tolerance=threshold),
+    ]
+
+
+QUANTILES = [float(quantile) for quantile in np.arange(0.0, 1.001, 0.02)]
+
+
+@pytest.mark.parametrize("indicator", ["noise-level", "modulated-input"])
+def test_no_decision_hangs_on_a_hair_of_a_threshold(searched: tuple[list[Trace], Space], indicator: str) -> None:
+    traces, space = searched
+    replay = Replay(traces)
+    for quantile in QUANTILES:
+        plans = [replay.run(policy).plans for policy in threshold_policies(space, indicator, quantile)]
+        for factor in (1 - 1e-6, 1 + 1e-6):
+            moved = threshold_policies(space, indicator, quantile, factor)
+            assert [replay.run(policy).plans for policy in moved] == plans, (quantile, factor)
+
+
+# All blocks and prompts share the eight noise levels of the tiny schedule, so one value of theirs is many updates.
+@pytest.mark.parametrize(("indicator", "most"), [("noise-level", 0.15), ("modulated-input", 0.08)])
+def test_neighbouring_quantiles_give_neighbouring_plans(
+    searched: tuple[list[Trace], Space], indicator: str, most: float
+) -> None:
+    """A step of 0.02 changes how much is cached, predicted and recomputed by a little, and the whole way by much."""
+    traces, space = searched
+    replay = Replay(traces)
+    changed = []
+    for policies in zip(*(threshold_policies(space, indicator, quantile) for quantile in QUANTILES), strict=True):
+        plans = ["".join(map("".join, replay.run(policy).plans)) for policy in policies]
+        shares = np.array([[plan.count(letter) for letter in "CPR"] for plan in plans]) / sum(
+            map(plans[0].count, "CPR")
+        )
+        assert np.abs(np.diff(shares, axis=0)).max() <= most
+        changed.append(np.ptp(shares, axis=0).max())
+    assert min(changed[:2]) > 0.5
+    assert changed[2] > 0
+
+
+@pytest.mark.parametrize("indicator", ["noise-level", "modulated-input"])
+def test_replay_decides_as_the_runtime_would_on_what_was_recorded(
+    searched: tuple[list[Trace], Space], indicator: str
+) -> None:
+    """At every threshold that the space can propose."""
+    traces, space = searched
+    window = traces[0].windows[0]
+    schedule = window.schedule
+    for quantile in QUANTILES:
+        for policy in threshold_policies(space, indicator, quantile):
+            decider = Decider(policy, schedule)
+            decided = []
+            for row in range(schedule.rows):
+                known = [b for b in schedule.active(row) if np.isfinite(window.changes[row, b])]
+                modes = decider.decide(row, {b: float(window.changes[row, b]) for b in known})
+                decided.append("".join(modes[b].name[0] if b in modes else "." for b in range(schedule.blocks)))
+            replayed = [row.replace("K", ".") for row in Replay(traces[:1]).run(policy).plans[0]]
+            assert replayed == decided, (quantile, policy)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_replayed_errors_are_those_of_the_outputs_themselves(recorded: tuple[Any, list[Trace]], axis: str) -> None:
     """One skipped update, by hand: the first-order prediction from the two recomputes before it."""
     trace = recorded[1][0]
     window = trace.windows[0]
@@ -96,10 +183,10 @@ def test_replayed_errors_are_those_of_the_outputs_themselves(recorded: tuple[Any
         for row in range(schedule.rows)
     ]
     plan[rows[3]] = "P" + plan[rows[3]][1:]
-    replayed = Replay([trace]).run(Policy(plan=tuple(plan)))
+    replayed = Replay([trace]).run(Policy(plan=tuple(plan), axis=axis))
     cond, uncond = window.outputs
     guided = uncond + trace.guidance_scale * (cond - uncond)
-    s1, s0, s = (schedule.sigma[row][0] for row in rows[1:4])
+    s1, s0, s = (1, 2, 3) if axis == "step" else (schedule.sigma[row][0] for row in rows[1:4])
     v1, v0, v = (guided[row, 0] for row in rows[1:4])
     error = (v0 + (s - s0) * (v0 - v1) / (s0 - s1) - v).norm() * schedule.step_size(rows[3], 0)
     assert replayed.errors[0, 0, :LEVELS].sum() == pytest.approx(float(error), rel=1e-4)

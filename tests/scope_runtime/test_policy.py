@@ -55,6 +55,8 @@ def test_schedule_knows_phases_steps_and_levels() -> None:
     assert (schedule.step(4, 1), schedule.steps_left(4, 1)) == (2, 7)
     assert schedule.noise_levels(2, 1) is None
     assert schedule.noise_levels(3, 1) == pytest.approx((1.0, 0.9))
+    assert [schedule.position(row, 1, "step") for row in (2, 3, 11)] == [0, 1, 9]
+    assert [schedule.position(row, 1, "noise-level") for row in (2, 3)] == pytest.approx([1.0, 0.9])
 
 
 def test_warmup_and_max_skip_alone_make_a_periodic_schedule() -> None:
@@ -70,6 +72,35 @@ def test_thresholds_act_on_the_accumulated_change() -> None:
     # The noise level falls by 0.1 in every row.
     policy = Policy(warmup=1, max_skip=9, cache_threshold=0.15, predict_threshold=0.35)
     assert of_block(run(policy, staggered(blocks=1)), 0) == "RCPPRCPPRC"
+
+
+def test_a_change_that_equals_a_threshold_is_not_below_it() -> None:
+    # The noise level falls by an eighth in every row, and eighths add up without rounding.
+    schedule = staggered(blocks=1, steps=8)
+    shared = {"warmup": 1, "max_skip": 9}
+    assert of_block(run(Policy(**shared, cache_threshold=0.25), schedule), 0) == "RCPPPPPP"
+    assert of_block(run(Policy(**shared, cache_threshold=math.nextafter(0.25, 1)), schedule), 0) == "RCCPPPPP"
+    assert of_block(run(Policy(**shared, predict_threshold=0.25), schedule), 0) == "RPRPRPRP"
+    assert of_block(run(Policy(**shared, predict_threshold=math.nextafter(0.25, 1)), schedule), 0) == "RPPRPPRP"
+    # Where both thresholds are one, nothing lies between them to be predicted.
+    assert of_block(run(Policy(**shared, cache_threshold=0.25, predict_threshold=0.25), schedule), 0) == "RCRCRCRC"
+    assert of_block(run(Policy(**shared, cache_threshold=0.0, predict_threshold=0.0), schedule), 0) == "RRRRRRRR"
+
+
+def test_a_change_that_equals_the_stale_tolerance_is_borne() -> None:
+    schedule = staggered(blocks=2, steps=8)
+    borne = run(Policy(warmup=4, max_skip=9, stale_tolerance=0.125), schedule)
+    below = run(Policy(warmup=4, max_skip=9, stale_tolerance=math.nextafter(0.125, 0)), schedule)
+    assert of_block(borne, 0) == "RRRRPRPP"
+    assert of_block(below, 0) == "RRRRRRPP"
+
+
+def test_an_error_that_equals_the_budget_is_within_it() -> None:
+    schedule = staggered(blocks=1, steps=8)
+    for budget, expected in ((0.125, "RPPRRRRR"), (math.nextafter(0.125, 0), "RPRRRRRR")):
+        decider = Decider(Policy(warmup=1, max_skip=9, error_budget=budget), schedule)
+        rows = [decider.decide(r, {}, local_error=lambda block, mode: 0.5) for r in range(schedule.rows)]
+        assert of_block(rows, 0) == expected
 
 
 def test_change_map_is_applied_before_accumulating() -> None:
@@ -177,6 +208,9 @@ def test_distrusted_history_is_recomputed_and_counted() -> None:
         ("max_skip", -1),
         ("max_skip", 2.5),
         ("order", 3),
+        ("axis", "sigma"),
+        ("axis", None),
+        ("axis", ["step"]),
         ("warmup", 0),
         ("tail", True),
         ("max_step_ratio", -1),
@@ -200,8 +234,24 @@ def test_an_unknown_field_is_refused() -> None:
 
 
 def test_policy_round_trips() -> None:
-    policy = Policy(change_map=ChangeMap((0.1, 0.2), (0.0, 0.5)), predict_threshold=0.7, magnitude_bound=1.0)
+    policy = Policy(
+        change_map=ChangeMap((0.1, 0.2), (0.0, 0.5)), predict_threshold=0.7, magnitude_bound=1.0, axis="step"
+    )
+    assert policy.to_dict()["axis"] == "step"
     assert Policy.from_dict(policy.to_dict()) == policy
+
+
+def test_a_policy_from_before_there_was_a_choice_of_axis_extrapolates_along_the_noise_level() -> None:
+    old = Policy(order=2).to_dict()
+    del old["axis"]
+    assert Policy.from_dict(old) == Policy(order=2, axis="noise-level")
+
+
+def test_a_map_with_plateaus_still_loads() -> None:
+    plateaus = {"x": [0.1, 0.2, 0.3, 0.4], "y": [0.5, 0.5, 0.5, 0.7]}
+    policy = Policy.from_dict({"change_map": plateaus, "noise_map": plateaus})
+    assert policy.change_map is not None
+    assert [policy.change_map(value) for value in (0.15, 0.3)] == [0.5, 0.5]
 
 
 def test_change_map_is_clamped_and_linear_between_knots() -> None:
