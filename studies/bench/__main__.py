@@ -101,6 +101,26 @@ def search(
 
 
 @app.command()
+def axis(
+    as_json: AsJson = False,
+    schedule: Annotated[
+        list[str] | None, typer.Option(help="Warm-up and most skips in a row, such as 2:4; repeatable.")
+    ] = None,
+    study: StudyPath = STUDY,
+    frames: Frames = None,
+    steps: Steps = None,
+    cases: Cases = 3,
+    cache: Cache = CACHE,
+) -> None:
+    """Extrapolation along the noise level and along the steps, by real runs. Interrupted, it goes on where it was."""
+    from studies.bench.axis import measure
+    from studies.bench.real_runs import Size
+
+    pairs = [(int(warmup), int(skip)) for warmup, _, skip in (text.partition(":") for text in schedule or ["2:4"])]
+    _show(measure(Size(study, frames, steps, cases, cache), pairs), as_json)
+
+
+@app.command()
 def dashboard(as_json: AsJson = False, trials: int = 20_000, repeats: int = 5) -> None:
     """Seconds to the dashboard's first paint and per click, in chromium, on a made-up study."""
     from studies.bench.dashboard import measure

@@ -17,12 +17,14 @@ import torch
 from calibrate.error_bound import Course, bound, distances, estimate
 from calibrate.files import write_atomically
 from scope_runtime import Policy, Scope, exact, run_policy
+from scope_runtime.schedule import AXES, NOISE_LEVEL_AXIS, STEP_AXIS
 from studies.reference import models, world
 
 BINS = 6
 POLICIES = {
     "cache": Policy(warmup=4, max_skip=3, cache_threshold=2.0),
     "predict": Policy(warmup=4, max_skip=3, order=1),
+    "predict by step": Policy(warmup=4, max_skip=3, order=1, axis=STEP_AXIS),
 }
 
 
@@ -32,22 +34,24 @@ def measure(picture: Path | None) -> dict[str, Any]:
     *fitted, tested = list(enumerate(world.held_out_prompts(3, seed=1)))
     fully = [record(pipe, case, exact(pipe)) for case in fitted]
     skipped = [record(pipe, case, run_policy(pipe, POLICIES["cache"])) for case in fitted]
-    constants, single = (estimate(fully, skipped, bins) for bins in (BINS, 1))
+    constants = {axis: [estimate(fully, skipped, bins, axis) for bins in (BINS, 1)] for axis in AXES}
+    (by_sigma, _), (by_step, _) = (constants[axis] for axis in (NOISE_LEVEL_AXIS, STEP_AXIS))
     full = record(pipe, tested, exact(pipe))
     figures: dict[str, Any] = {
         "constants": {
-            "sigma_up_to": [round(edge, 3) for edge in constants.edges],
-            "L": [round(value, 3) for value in constants.growth],
-            "M1": [round(value, 3) for value in constants.first],
-            "M2": [round(value, 1) for value in constants.second],
+            "sigma_up_to": [round(edge, 3) for edge in by_sigma.edges],
+            "L": [round(value, 3) for value in by_sigma.growth],
+            "M1": [round(value, 3) for value in by_sigma.first],
+            "M2": [round(value, 1) for value in by_sigma.second],
+            "M1_by_step": [round(value, 3) for value in by_step.first],
+            "M2_by_step": [round(value, 3) for value in by_step.second],
         }
     }
     curves = {}
     for name, policy in POLICIES.items():
         course = record(pipe, tested, run_policy(pipe, policy))
         measured = distances(course, full)
-        limit = bound(course.schedule, course.modes, constants)[:-1]
-        textbook = bound(course.schedule, course.modes, single)[:-1]
+        limit, textbook = (bound(course.schedule, course.modes, found)[:-1] for found in constants[policy.axis])
         seen = measured > 1e-4
         figures[name] = {
             "measured_final": round(float(measured[-1].max()), 4),
@@ -113,7 +117,7 @@ def _draw(curves: dict[str, tuple[torch.Tensor, torch.Tensor]], picture: Path) -
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    for colour, (name, (measured, limit)) in zip(("#0072B2", "#D55E00"), curves.items(), strict=True):
+    for colour, (name, (measured, limit)) in zip(("#0072B2", "#D55E00", "#009E73"), curves.items(), strict=True):
         axes.plot(measured.clamp(min=1e-5), color=colour, label=f"{name}: measured")
         axes.plot(limit.clamp(min=1e-5), color=colour, linestyle="--", label=f"{name}: bound")
     axes.set(

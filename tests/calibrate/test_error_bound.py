@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from calibrate.error_bound import Constants, Course, bound, distances, estimate
-from scope_runtime.schedule import Phase, Schedule
+from scope_runtime.schedule import AXES, Phase, Schedule
 
 Field = Callable[[torch.Tensor, float], torch.Tensor]
 STEPS = 16
 
 
-def one_block(steps: int = STEPS) -> Schedule:
-    sigma = tuple(((steps - row) / steps,) for row in range(steps))
+def one_block(steps: int = STEPS, power: float = 1.0) -> Schedule:
+    sigma = tuple((1 - (row / steps) ** power,) for row in range(steps))
     return Schedule(sigma=sigma, phase=((Phase.ACTIVE,),) * steps, block_frames=1)
 
 
@@ -34,7 +34,7 @@ def two_blocks(steps: int = STEPS, lag: int = 3) -> Schedule:
     )
 
 
-def solve(schedule: Schedule, field: Field, modes: Sequence[str]) -> Course:
+def solve(schedule: Schedule, field: Field, modes: Sequence[str], axis: str = "noise-level") -> Course:
     """Euler's method with the given modes; a block's output depends on its own latents and its predecessor's."""
     state = torch.randn(schedule.blocks, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     history: list[list[tuple[float, torch.Tensor]]] = [[] for _ in state]
@@ -43,13 +43,13 @@ def solve(schedule: Schedule, field: Field, modes: Sequence[str]) -> Course:
         latents.append(state.clone())
         output = torch.zeros_like(state)
         for block in schedule.active(row):
-            sigma = schedule.sigma[row][block]
+            sigma, position = schedule.sigma[row][block], schedule.position(row, block, axis)
             if modes[row][block] == "R":
                 output[block] = field(state[: block + 1].mean(0), sigma)
-                history[block] = [(sigma, output[block].clone()), *history[block][:1]]
+                history[block] = [(position, output[block].clone()), *history[block][:1]]
             elif modes[row][block] == "P":
                 (s0, v0), (s1, v1) = history[block]
-                output[block] = v0 + (sigma - s0) * (v0 - v1) / (s0 - s1)
+                output[block] = v0 + (position - s0) * (v0 - v1) / (s0 - s1)
             else:
                 output[block] = history[block][0][1]
         outputs.append(output)
@@ -74,13 +74,16 @@ def constant_growth(x: torch.Tensor, sigma: float) -> torch.Tensor:
     return 0.7 * x + math.sin(3 * sigma)
 
 
-@pytest.mark.parametrize("schedule", [one_block(), two_blocks()], ids=["one block", "two blocks"])
+@pytest.mark.parametrize(
+    "schedule", [one_block(), two_blocks(), one_block(power=2)], ids=["one block", "two blocks", "uneven steps"]
+)
 @pytest.mark.parametrize("letter", ["C", "P"])
 @pytest.mark.parametrize("bins", [1, 4])
-def test_measured_error_stays_under_the_bound(schedule: Schedule, letter: str, bins: int) -> None:
+@pytest.mark.parametrize("axis", AXES)
+def test_measured_error_stays_under_the_bound(schedule: Schedule, letter: str, bins: int, axis: str) -> None:
     full = solve(schedule, constant_growth, plan(schedule, "R"))
-    skipped = solve(schedule, constant_growth, plan(schedule, letter))
-    limit = bound(schedule, skipped.modes, estimate([full], [skipped], bins))[:-1]
+    skipped = solve(schedule, constant_growth, plan(schedule, letter), axis)
+    limit = bound(schedule, skipped.modes, estimate([full], [skipped], bins, axis))[:-1]
     measured = distances(skipped, full)
     assert measured.max() > 1e-4, "the run must err for the bound to mean anything"
     assert (measured <= limit + 1e-12).all()
@@ -114,6 +117,16 @@ def test_first_order_is_exact_on_a_field_linear_in_the_noise_level() -> None:
     constants = estimate([full], [predicted])
     assert bound(schedule, predicted.modes, constants).max() < 1e-9
     assert bound(schedule, cached.modes, constants)[:-1].sub(distances(cached, full)).min() >= -1e-12
+
+
+def test_on_the_step_axis_the_constants_are_derivatives_by_the_step() -> None:
+    schedule = one_block(power=2)
+    full = solve(schedule, lambda x, s: 0 * x + STEPS * math.sqrt(1 - s), plan(schedule, "R"))  # the step itself
+    found = estimate([full], [full], axis="step")
+    assert found.first[0] == pytest.approx(1)
+    assert found.second[0] == pytest.approx(0, abs=1e-9)
+    by_sigma = estimate([full], [full])
+    assert by_sigma.second[0] > 100 * by_sigma.first[0] / STEPS
 
 
 def test_the_bound_of_four_rows_by_hand() -> None:

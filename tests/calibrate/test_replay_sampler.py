@@ -15,7 +15,7 @@ from calibrate.replay import Replay
 from calibrate.replay_sampler import Measured, ReplaySampler
 from calibrate.results import RESULT, Result
 from calibrate.space import Space
-from calibrate.study_file import Floors, SearchSpace
+from calibrate.study_file import Floors, Quantiles, SearchSpace, Tail
 from calibrate.trace import TraceRecorder
 from scope_runtime import Policy, exact
 from tests.tiny import CALL, latents, tiny_pipeline
@@ -37,9 +37,8 @@ class Trials:
 
     def __init__(self, space: Space, replay: Replay, seed: int = 0, floors: Floors = FLOORS, **options: Any) -> None:
         self.space, self.replay, self.measured = space, replay, []
-        self.sampler = ReplaySampler(
-            space, replay, lambda: self.measured, floors, seed=seed, screened=(60, 30), **options
-        )
+        options = {"screened": (60, 30)} | options
+        self.sampler = ReplaySampler(space, replay, lambda: self.measured, floors, seed=seed, **options)
         self.study = optuna.create_study(directions=["maximize", "maximize"], sampler=self.sampler)
         self.keys: list[object] = []
 
@@ -135,9 +134,18 @@ def test_the_sampler_never_sees_a_policy_that_the_space_does_not_hold(setting: t
 
 def test_a_context_that_was_over_the_ceiling_is_not_proposed_again(setting: tuple[Space, Replay]) -> None:
     space = copy.copy(setting[0])
-    space.spec = space.spec.model_copy(update={"context_window": [None, 1]})
+    # So few candidates that screening sees what it proposes with either context, and with a tail every one recomputes
+    # where complete blocks are left out, so that a bound costs something.
+    narrow = {
+        "predict_threshold": ["never"],
+        "cache_quantile": Quantiles(low=0.0, high=0.0),
+        "tail": Tail(low=1, high=1),
+        "order": [1],
+        "axis": ["step"],
+    }
+    space.spec = space.spec.model_copy(update={"context_window": [None, 1], **narrow})
     floors = FLOORS.model_copy(update={"max_memory": 1000})
-    trials = Trials(space, setting[1], floors=floors)
+    trials = Trials(space, setting[1], floors=floors, screened=(300, 30))
     trials.run(2)
     small = trials.sampler.propose(trials.study, 99)
     for number, measured in enumerate(trials.measured):

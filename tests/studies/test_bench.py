@@ -58,6 +58,16 @@ def test_replay_against_real_runs(study: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {name: again[name] for name in measured} == {name: figures[name] for name in measured}
 
 
+def test_axes_against_each_other(study: Path) -> None:
+    lines = _run(study, "axis", "--schedule", "3:2")
+    assert [(line["order"], line["axis"]) for line in lines] == [
+        (0, "noise-level"), (1, "noise-level"), (1, "step"), (2, "noise-level"), (2, "step"),
+    ]  # fmt: skip
+    assert len({line["speedup_evaluations"] for line in lines}) == 1
+    assert all(line["psnr_worst_prompt_db"] <= line["psnr_db"] for line in lines)
+    assert len({line["psnr_db"] for line in lines}) > 2
+
+
 def test_search_by_replay_against_plain_optuna(study: Path) -> None:
     figures = _run(study, "search", "--budget", "2.5", "--budget", "4", "--trials", "3", "--trials", "5")
     assert set(figures) == {"replay", "plain"}
