@@ -82,6 +82,20 @@ def importance(parameters: Parameters, values: Mapping[int, float]) -> dict[str,
         optuna.logging.set_verbosity(verbosity)
 
 
+def varied(parameters: Parameters, trials: Sequence[int]) -> pd.DataFrame:
+    """A row per trial and a column per parameter that varied, without gaps.
+
+    A parameter that some trials do not have (there was nothing to choose) is left out if its values are numbers; among
+    names "none" is one more.
+    """
+    table = pd.DataFrame([{name: value for name, (value, _) in parameters.get(trial, {}).items()} for trial in trials])
+    for name in table.columns:
+        if any(isinstance(value, str) for value in table[name]):
+            table[name] = table[name].fillna("none")
+    changing = [name for name in table.columns if table[name].nunique(dropna=False) > 1]
+    return table[changing].dropna(axis="columns")
+
+
 def curve(x: Sequence[float], y: Sequence[float]) -> Curve:
     """Quartiles of `y` over bins of `x`; bins without values are left out."""
     values, figures = np.asarray(x, np.float64), np.asarray(y, np.float64)

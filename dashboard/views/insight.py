@@ -123,14 +123,7 @@ def _replay(page: Page) -> None:
 
 def _parallel(page: Page, measured: pd.DataFrame, parameters: insight.Parameters) -> None:
     st.markdown("#### All parameters at once")
-    rows = [{name: value for name, (value, _) in parameters.get(trial, {}).items()} for trial in measured["trial"]]
-    table = pd.DataFrame(rows, index=measured.index)
-    # What never varied says nothing, and a gap can be drawn only among names.
-    table = table.loc[:, [name for name in table.columns if table[name].nunique(dropna=False) > 1]]
-    for name in table.columns:
-        if any(isinstance(value, str) for value in table[name]):
-            table[name] = table[name].fillna("none")
-    complete = table.dropna(axis="columns")
-    shown = pd.concat([complete, measured[[page.speed.key, page.quality.key]]], axis="columns")
+    table = insight.varied(parameters, measured["trial"].tolist()).set_index(measured.index)
+    shown = pd.concat([table, measured[[page.speed.key, page.quality.key]]], axis="columns")
     st.plotly_chart(plots.parallel_coordinates(shown, page.quality, page.colours), theme=None, key="parallel")
     st.caption("One line per policy. Drag along an axis to keep only what passes there.")

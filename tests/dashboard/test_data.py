@@ -92,6 +92,9 @@ def test_a_policy_in_words_names_its_numbers(made: Made) -> None:
     assert "first step and the last one" in policy_sentence({**policy, "warmup": 1, "tail": 1})
     assert "at most one row at a time" in policy_sentence({**policy, "max_skip": 1})
     assert "without a limit" in policy_sentence({**policy, "predict_threshold": None})
+    assert "along a line over its steps" in policy_sentence({**policy, "order": 1, "axis": "step"})
+    before = {name: value for name, value in policy.items() if name != "axis"}
+    assert "along a parabola over the noise level" in policy_sentence({**before, "order": 2})
 
 
 def test_the_code_to_use_a_profile_compiles(made: Made) -> None:

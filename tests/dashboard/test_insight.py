@@ -32,6 +32,19 @@ def test_parameters_come_back_as_they_were_searched(made: Made, read_only: Stora
     assert found["order"][0] in (1, 2)
 
 
+def test_what_varied_is_shown_also_where_some_policies_had_no_choice(made: Made, read_only: Storage) -> None:
+    parameters = browse.parameters(read_only, "made")
+    table = insight.varied(parameters, list(parameters))
+    assert len(table) == len(parameters)
+    assert not table.isna().any().any()
+    assert set(table["axis"][table["order"] == 2]) == {"none"}
+    assert set(table["axis"][table["order"] == 1]) == {"noise-level", "step"}
+    distribution = next(iter(parameters.values()))["warmup"][1]
+    gaps = {1: {"warmup": (1, distribution), "tail": (0, distribution)}, 2: {"tail": (1, distribution)}, 3: {}}
+    assert insight.varied(gaps, [1, 2]).columns.tolist() == ["tail"]
+    assert insight.varied({}, [1, 2, 3]).shape == (3, 0)
+
+
 def test_a_curve_holds_the_median_of_every_value() -> None:
     shape = insight.curve([1, 1, 1, 2, 2, 2], [1, 2, 3, 10, 20, 30])
     assert shape.x.tolist() == [1, 2]
