@@ -190,7 +190,7 @@ class SearchSpace(_Strict):
     """What the search may choose from.
 
     `axis` is what predictions are extrapolated along, whatever their `order`. By default (null) order 1 is tried along
-    the noise level and along the steps, and order 2 along the steps alone: along the noise level it is ruinous.
+    the steps and along the noise level, and order 2 along the steps alone: along the noise level it is ruinous.
 
     Thresholds are searched as quantiles of the accumulated change that recorded runs showed, so that every value within
     [0, 1] makes a difference: `cache_quantile` 0 never caches, and `predict_quantile` is the share of the way from the
@@ -263,7 +263,7 @@ class SearchSpace(_Strict):
             return []
         if self.axis is not None:
             return self.axis
-        return ["noise-level", "step"] if order == 1 else ["step"]
+        return ["step", "noise-level"] if order == 1 else ["step"]
 
 
 class Floors(_Strict):

@@ -65,8 +65,8 @@ def test_both_axes_are_searched_but_order_two_along_the_noise_level_is_left_to_t
 def test_the_axis_is_a_parameter_only_where_there_is_a_choice() -> None:
     space = _space()
     given = space.first_candidates()[0]
-    assert (given["order"], given["axis"]) == (1, "noise-level")
-    assert space.suggest(FixedTrial(given | {"axis": "step"})).axis == "step"
+    assert (given["order"], given["axis"]) == (1, "step")
+    assert space.suggest(FixedTrial(given | {"axis": "noise-level"})).axis == "noise-level"
     rest = {name: value for name, value in given.items() if name != "axis"}
     assert space.suggest(FixedTrial(rest | {"order": 2})).axis == "step"
     assert "axis" not in _space(axis=["step"]).first_candidates()[0]
@@ -75,11 +75,11 @@ def test_the_axis_is_a_parameter_only_where_there_is_a_choice() -> None:
 def test_candidates_name_an_axis_or_take_the_first_that_their_order_has() -> None:
     rows = {"warmup": 2, "max_skip": 3}
     space = _space(
-        candidates=[rows, {**rows, "axis": "step"}, {**rows, "order": 2}, {**rows, "order": 2, "axis": "step"}]
+        candidates=[rows, {**rows, "axis": "noise-level"}, {**rows, "order": 2}, {**rows, "order": 2, "axis": "step"}]
     )
     policies = [space.suggest(FixedTrial(candidate)) for candidate in space.first_candidates()]
     assert [(policy.order, policy.axis) for policy in policies] == [
-        (1, "noise-level"), (1, "step"), (2, "step"), (2, "step"),
+        (1, "step"), (1, "noise-level"), (2, "step"), (2, "step"),
     ]  # fmt: skip
     asked = {**rows, "order": 2, "axis": "noise-level"}
     with pytest.raises(ValueError, match=r"candidates.0.axis is 'noise-level', which search.axis .* for order 2"):
