@@ -19,12 +19,14 @@ from scope_runtime.errors import (
     ScopeError,
     ScopeWarning,
 )
+from scope_runtime.identity import ModelIdentity
 from scope_runtime.indicator import MODULATED_INPUT, NOISE_LEVEL, ChangeMap
 from scope_runtime.policy import Decider, Mode, Policy, plan_of
-from scope_runtime.profile import ModelIdentity, Profile, Settings
+from scope_runtime.profile import Profile
 from scope_runtime.report import Observation, PredictionError, Report
 from scope_runtime.schedule import Phase, Schedule
 from scope_runtime.scope import Scope, apply_scope, exact, run_policy
+from scope_runtime.settings import Scheduler, Settings
 from scope_runtime.taylor import History
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "ProfileMismatch",
     "Report",
     "Schedule",
+    "Scheduler",
     "Scope",
     "ScopeError",
     "ScopeWarning",

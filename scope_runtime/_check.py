@@ -33,6 +33,15 @@ def reject_unknown(data: Any, known: Iterable[str], where: str) -> None:
             raise ProfileError(_name(where, key), f"unknown field; known here: {', '.join(known)}")
 
 
+def complete(data: Any, names: Iterable[str], where: str) -> Mapping[str, Any]:
+    """``data`` itself, if it is a JSON object with exactly these fields."""
+    names = tuple(names)
+    reject_unknown(data, names, where)
+    for name in names:
+        _get(data, name, where)
+    return mapping(data, where)
+
+
 def _get(data: Mapping[str, Any], key: str, where: str) -> Any:
     if key not in data:
         raise ProfileError(_name(where, key), "is missing")

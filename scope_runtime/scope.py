@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -11,8 +12,11 @@ from scope_runtime.context import ContextOptions
 from scope_runtime.engine import Recorder
 from scope_runtime.errors import ProfileMismatch, ScopeWarning
 from scope_runtime.policy import Policy
-from scope_runtime.profile import Profile, Settings
+from scope_runtime.profile import Profile
 from scope_runtime.report import Report
+from scope_runtime.settings import Settings
+
+_MEND = "Take that back, or attach again to have the model checked anew."
 
 OnMismatch = Literal["exact", "raise"]
 
@@ -64,8 +68,9 @@ def apply_scope(
         pipe: A SkyReels-V2 diffusion-forcing pipeline of diffusers, or MAGI-1's ``MagiPipeline`` or model. A
             ``MagiPipeline`` loads its model when it runs, so that is when the model is checked.
         profile: From `Profile.load`.
-        on_mismatch: What to do when a call's settings are not the calibrated ones: run it ``"exact"`` (identical
-            frames, no skipping) with a `ScopeWarning` that names the settings, or ``"raise"`` `ProfileMismatch`.
+        on_mismatch: What to do when a call's settings are not the calibrated ones, or the model has been changed since
+            attaching: run it ``"exact"`` (no skipping) with a `ScopeWarning` that says what differs, or ``"raise"``
+            `ProfileMismatch`.
         offload_context: Keep captured context in host memory; slower, exact.
         max_context_bytes: Refuse a generation whose context would take more, before it starts.
 
@@ -80,13 +85,15 @@ def apply_scope(
         raise ValueError(f"on_mismatch must be 'exact' or 'raise', not {on_mismatch!r}")
     adapter = adapter_for(pipe)
 
-    def policy_for(actual: Settings) -> tuple[Policy | None, str]:
+    def policy_for(actual: Settings, changes: Sequence[str]) -> tuple[Policy | None, str]:
         found = profile.settings.mismatches(actual)
-        if not found:
+        if not found and not changes:
             return profile.policy, ""
-        message = f"Settings are not the calibrated ones: {'; '.join(found)}."
+        said = [f"The model is not as it was calibrated: {'; '.join(changes)}. {_MEND}"] if changes else []
+        said += [f"Settings are not the calibrated ones: {'; '.join(found)}."] if found else []
+        message = " ".join(said)
         if on_mismatch == "raise":
-            raise ProfileMismatch(f"settings.{found[0].split(' ', 1)[0]}", message)
+            raise ProfileMismatch("model" if changes else f"settings.{found[0].split(' ', 1)[0]}", message)
         message += " Running exact, without skipping."
         warnings.warn(message, ScopeWarning, stacklevel=2)
         return None, message
@@ -107,7 +114,7 @@ def run_policy(
         max_context_bytes: Refuse a generation whose context would take more, before it starts.
     """
     context = ContextOptions(offload_context, max_context_bytes)
-    return Scope(adapter_for(pipe)(pipe, lambda settings: (policy, ""), context=context))
+    return Scope(adapter_for(pipe)(pipe, lambda *_: (policy, ""), context=context))
 
 
 def exact(
@@ -133,4 +140,4 @@ def exact(
     """
     context = ContextOptions(offload_context, max_context_bytes)
     adapter = adapter_for(pipe)
-    return Scope(adapter(pipe, lambda settings: (None, ""), observe=observe, recorder=recorder, context=context))
+    return Scope(adapter(pipe, lambda *_: (None, ""), observe=observe, recorder=recorder, context=context))

@@ -5,7 +5,7 @@ An adapter is a class whose instances hold a pipeline accelerated until `detach`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -14,17 +14,23 @@ from scope_runtime.errors import AttachError
 if TYPE_CHECKING:
     from scope_runtime.context import ContextOptions
     from scope_runtime.engine import Recorder
+    from scope_runtime.identity import ModelIdentity
     from scope_runtime.policy import Policy
-    from scope_runtime.profile import ModelIdentity, Settings
     from scope_runtime.report import Report
+    from scope_runtime.settings import Settings
 
-    PolicyFor = Callable[[Settings], tuple[Policy | None, str]]
-    """Chooses the policy (None = exact) for a generation from its real settings, with a note on why, or an empty
-    string."""
+    PolicyFor = Callable[[Settings, Sequence[str]], tuple[Policy | None, str]]
+    """Chooses the policy (None = exact) for a generation, with a note on why, or an empty string. It is told the
+    generation's real settings and, where the model was checked, in what it is no longer the model that was checked:
+    one phrase per change, beginning with what it is about."""
 
 
 class Attachment(Protocol):
-    """A pipeline held accelerated."""
+    """A pipeline held accelerated.
+
+    At the start of every generation it looks at what really runs, in one place: what it cannot run exactly either is
+    refused by name, before anything is computed; anything else that is not as promised is told to the `PolicyFor`.
+    """
 
     report: Report
 
@@ -45,7 +51,10 @@ class Adapter(Protocol):
         recorder: Recorder | None = None,
         context: ContextOptions | None = None,
     ) -> Attachment:
-        """Attaches; raises `AttachError` if the pipeline cannot be accelerated as it stands."""
+        """Attaches; raises `AttachError` if the pipeline cannot be accelerated as it stands.
+
+        With a ``check`` the model is held to what was checked: see `PolicyFor`.
+        """
 
     def identity(self, pipe: Any) -> ModelIdentity:
         """Which model a pipeline runs."""

@@ -1,13 +1,14 @@
-"""One call at a time: a pipeline keeps what it is doing in its own attributes, so a second call would mix with it."""
+"""A pipeline's calls while it is held: one at a time, looked at before anything is computed, and never copied."""
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from types import CodeType
-from typing import Any
+from typing import Any, NoReturn
 
-from scope_runtime.errors import ConcurrentCallError
+from scope_runtime.errors import AttachError, ConcurrentCallError
 
 _BUSY = (
     "this pipeline is in the middle of another generation: a pipeline generates one video at a time, so give every "
@@ -15,7 +16,49 @@ _BUSY = (
 )
 
 
-class CallGate:
+_NOTHING = object()
+
+
+class Shadow:
+    """An attribute of one object in place of what it has there, until it is removed.
+
+    Args:
+        owner: The object.
+        name: Of the attribute.
+        stand_in: What stands in for it.
+    """
+
+    def __init__(self, owner: Any, name: str, stand_in: Any) -> None:
+        self._owner, self._name, self._stand_in = owner, name, stand_in
+        self._before = vars(owner).get(name, _NOTHING)
+        setattr(owner, name, stand_in)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether nobody has put something else there."""
+        return bool(vars(self._owner).get(self._name) == self._stand_in)
+
+    def remove(self) -> None:
+        """Puts back what was there; what others have put there meanwhile stays. Harmless when called twice."""
+        if not self.in_place:
+            return
+        if self._before is _NOTHING:
+            delattr(self._owner, self._name)
+        else:
+            setattr(self._owner, self._name, self._before)
+
+
+class NotCopied:
+    """Base of what holds a pipeline: a copy would be held by the original, so there are none."""
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise AttachError(
+            "this pipeline is accelerated by scope_runtime and cannot be pickled or copied as it is: do that before "
+            "attaching or after closing the scope, and attach to the copy on its own"
+        )
+
+
+class CallGate(NotCopied):
     """Refuses a call of a pipeline while another one runs, before the second has touched anything.
 
     It stands in for ``pipe.check_inputs``, the first thing that a diffusers pipeline does. Whether the admitted call
@@ -23,14 +66,15 @@ class CallGate:
 
     Args:
         pipe: A diffusers pipeline.
+        look: Called when a call is admitted, before it does anything; what it raises ends the call.
     """
 
-    def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: Any, look: Callable[[], None]) -> None:
+        self._look = look
         self._check_inputs = pipe.check_inputs
         self._lock = threading.Lock()
         self._admitted: tuple[int, int, CodeType] | None = None
-        pipe.check_inputs = self._admit
+        self._shadow = Shadow(pipe, "check_inputs", self._admit)
 
     def owns(self) -> bool:
         """Whether what happens in this thread belongs to the admitted call.
@@ -45,9 +89,14 @@ class CallGate:
             raise ConcurrentCallError(_BUSY)
         return runs
 
+    @property
+    def busy(self) -> bool:
+        """Whether the admitted call still runs."""
+        return self._runs_beside(None)
+
     def close(self) -> None:
         """Gives ``pipe.check_inputs`` back; harmless when called twice."""
-        self._pipe.__dict__.pop("check_inputs", None)
+        self._shadow.remove()
 
     def _admit(self, *args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1)
@@ -56,6 +105,7 @@ class CallGate:
                 if self._runs_beside(id(caller)):
                     raise ConcurrentCallError(_BUSY)
                 self._admitted = threading.get_ident(), id(caller), caller.f_code
+            self._look()
         return self._check_inputs(*args, **kwargs)
 
     def _runs_beside(self, newcomer: int | None) -> bool:

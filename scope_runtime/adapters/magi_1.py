@@ -19,19 +19,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 
+from scope_runtime.adapters._calls import NotCopied
 from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
 from scope_runtime.engine import Engine, Recorder
 from scope_runtime.errors import AttachError, ProfileError, ScopeError
+from scope_runtime.identity import ModelIdentity, ModelState, config_digest, weights_digest
 from scope_runtime.policy import Policy, needs_stale_context
-from scope_runtime.profile import ModelIdentity, Settings, config_digest, weights_digest
 from scope_runtime.report import Report
 from scope_runtime.schedule import ALONG, NEEDED, Schedule
+from scope_runtime.settings import Scheduler, Settings
 
 if TYPE_CHECKING:
     from scope_runtime.adapters import PolicyFor
@@ -369,7 +371,7 @@ class _Generation:
     engine: Engine
 
 
-class Magi1Attachment:
+class Magi1Attachment(NotCopied):
     """Holds a model, or a pipeline's model while it runs, accelerated until `detach`.
 
     Args:
@@ -402,6 +404,7 @@ class Magi1Attachment:
         self._recorder = recorder
         self._context = context or ContextOptions()
         self._model: Any = None
+        self._promised: ModelState | None = None
         self._generations: WeakKeyDictionary[Any, _Generation] = WeakKeyDictionary()
         self._check(_configs(pipe).engine_config)
         if hasattr(pipe, "forward_dispatcher"):
@@ -436,12 +439,10 @@ class Magi1Attachment:
             raise AttachError(
                 "a MagiPipeline builds its model when it runs: give the model (inference.model.dit.get_dit)"
             )
-        config = {k: v for k, v in vars(pipe.model_config).items() if k != "params_dtype"}
-        engine = pipe.engine_config
         return ModelIdentity(
             pipeline="MagiPipeline",
             transformer=type(pipe).__name__,
-            config=config_digest({**config, "distill": engine.distill, "fp8_quant": engine.fp8_quant}),
+            config=config_digest(_model_config(pipe)),
             weights=weights_digest(pipe.named_parameters()),
         )
 
@@ -482,6 +483,7 @@ class Magi1Attachment:
             raise AttachError("this model is already accelerated by scope_runtime: close the other scope first")
         if self._check_model is not None:
             self._check_model(model)
+            self._promised = _state(model)
         self._model = model
         model.forward_dispatcher = partial(self._answer, model.forward_dispatcher)
 
@@ -541,7 +543,9 @@ class Magi1Attachment:
         plan = Plan.of(runtime, model.engine_config, options["num_steps"], chunks, prefix)
         given = prefix > 0 or chunks * runtime.chunk_width * runtime.temporal_downsample_factor > _asked_frames(runtime)
         height, width = x.shape[3] * _PIXELS_PER_LATENT, x.shape[4] * _PIXELS_PER_LATENT
-        policy, note = self._policy_for(_settings(model, options["num_steps"], chunks, given, height, width))
+        settings = _settings(model, options["num_steps"], chunks, given, height, width)
+        changes = self._promised.differences(_state(model)) if self._promised else []
+        policy, note = self._policy_for(settings, changes)
         if policy is not None:
             _check_policy(policy, plan.schedule)
         need = context_bytes(
@@ -582,6 +586,18 @@ def _configs(pipe: Any) -> Any:
     return pipe if hasattr(pipe, "runtime_config") else pipe.config
 
 
+def _model_config(model: Any) -> dict[str, Any]:
+    """What of its configuration makes a model the one it is."""
+    config = {k: v for k, v in vars(model.model_config).items() if k != "params_dtype"}
+    return {**config, "distill": model.engine_config.distill, "fp8_quant": model.engine_config.fp8_quant}
+
+
+def _state(model: Any) -> ModelState:
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    modules = dict(model.named_modules())
+    return ModelState.of(modules, _model_config(model), ((name, tensor, True) for name, tensor in tensors))
+
+
 def _asked_frames(runtime: Any) -> int:
     """Frames of a video without prefix: whole chunks."""
     latent = runtime.num_frames // runtime.temporal_downsample_factor
@@ -603,6 +619,7 @@ def _settings(pipe: Any, num_steps: int, chunks: int, prefix: bool, height: int,
         )
         for name in names
     }
+    grid = time_grid(num_steps, engine.shortcut_mode)
     return Settings(
         height=height,
         width=width,
@@ -612,7 +629,7 @@ def _settings(pipe: Any, num_steps: int, chunks: int, prefix: bool, height: int,
         ar_step=num_steps // runtime.window_size,
         causal_block_size=runtime.chunk_width,
         dtype=str(configs.model_config.params_dtype).removeprefix("torch."),
-        scheduler=f"MAGI-1({', '.join(f'{name}={value}' for name, value in described.items())})",
+        scheduler=Scheduler("MAGI-1", described, sigmas=tuple(1 - t for t in grid)),
         prefix=prefix,
     )
 

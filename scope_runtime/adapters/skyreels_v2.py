@@ -1,41 +1,50 @@
 """SkyReels-V2 diffusion forcing in diffusers: where the runtime meets the pipeline, without a fork.
 
-Four places are touched while attached, and restored on detaching:
+Five places are touched while attached, and restored on detaching:
 
-- ``pipe.check_inputs`` is shadowed on the instance: it refuses a call while another one runs.
+- ``pipe.check_inputs`` is shadowed on the instance. It is the first thing that a call does: there a call is refused
+  while another one runs, and the attachment looks at what really runs.
 - ``pipe.generate_timestep_matrix`` is shadowed on the instance. It fires once per generation and once per long-video
   window and hands over the whole plan in advance: there the state of a window is born.
 - a diffusers `ModelHook` on the transformer answers its calls.
 - the self-attention processors attend to the captured context. Outside a running pass they step aside for the
   original processor.
+- ``__deepcopy__`` of the pipeline and of the transformer, so that copies are copies of the stock pipeline.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
+from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.transformers.transformer_skyreels_v2 import (
-    SkyReelsV2AttnProcessor,
-    SkyReelsV2Transformer3DModel,
-)
 
-from scope_runtime.adapters._calls import CallGate
+from scope_runtime.adapters._calls import CallGate, NotCopied, Shadow
 from scope_runtime.adapters._hooks import Interception, loaded, stored_parameters
 from scope_runtime.adapters._skyreels_v2_attention import PrefixAttention
+from scope_runtime.adapters._skyreels_v2_running import (
+    describe_scheduler,
+    dtype_of,
+    lora_scale,
+    model_config,
+    model_state,
+    refuse,
+)
 from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
 from scope_runtime.engine import Engine, Recorder
 from scope_runtime.errors import AttachError
+from scope_runtime.identity import ModelIdentity, adapters_of, config_digest, weights_digest
 from scope_runtime.policy import CONTEXT_DTYPES, Policy, needs_stale_context
-from scope_runtime.profile import ModelIdentity, Settings, config_digest, weights_digest
 from scope_runtime.report import Report
 from scope_runtime.schedule import Phase, Schedule
+from scope_runtime.settings import Settings
 
 if TYPE_CHECKING:
     from scope_runtime.adapters import PolicyFor
@@ -134,19 +143,21 @@ class _Call:
         return {block: part.flatten(1, 2) for block, part in zip(blocks, parts, strict=True)}
 
 
-class SkyReelsV2Attachment:
+class SkyReelsV2Attachment(NotCopied):
     """Holds a pipeline accelerated until `detach`.
 
     Args:
         pipe: A SkyReels-V2 diffusion-forcing pipeline.
         policy_for: Chooses the policy of each generation from its real settings.
-        check: Refuses a model that is not the calibrated one, before anything is touched.
+        check: Refuses a model that is not the calibrated one, before anything is touched. With it, every generation is
+            held to what was checked.
         observe: Record indicator and output changes.
         recorder: Told of every row when observing.
         context: Where context is kept and how much of it.
 
     Raises:
-        AttachError: If the pipeline is of another kind, already accelerated, or has another cache enabled.
+        AttachError: If the pipeline is of another kind, already accelerated, or if others have put something on it with
+            which not even exact mode is exact.
     """
 
     def __init__(
@@ -172,30 +183,71 @@ class SkyReelsV2Attachment:
         self._plan: dict[str, Any] | None = None
         self._rotary: torch.Tensor | None = None
         self._rotary_tables: dict[tuple[int, ...], torch.Tensor] = {}
+        self._changes: list[str] = []
+        self._altering = refuse(pipe.transformer, _HOOK)
         if check is not None:
             check(pipe)
-        self._check()
+        self._promised = model_state(pipe.transformer) if check is not None else None
+        self._looked = False
+        self._take_hold()
 
+    def _take_hold(self) -> None:
+        pipe = self.pipe
         self._generate_timestep_matrix = pipe.generate_timestep_matrix
-        pipe.generate_timestep_matrix = self._begin_window
-        self._gate = CallGate(pipe)
-        self._interception = Interception(self.transformer, _TransformerHook(self), _HOOK)
-        self._rope_hook = self.transformer.rope.register_forward_hook(self._replace_rotary)
-        self._attention = [block.attn1 for block in self.transformer.blocks]
-        for layer, attention in enumerate(self._attention):
-            attention.set_processor(PrefixAttention(self, layer, attention.processor))
+        self._gate = CallGate(pipe, self.look)
+        self._matrix = Shadow(pipe, "generate_timestep_matrix", self._begin_window)
+        self._copies = Shadow(pipe, "__deepcopy__", partial(self._copy, pipe))
+        self._hold_transformer()
+
+    def _hold_transformer(self) -> None:
+        transformer = self.transformer
+        self._transformer_copies = Shadow(transformer, "__deepcopy__", partial(self._copy, transformer))
+        self._interception = Interception(transformer, _TransformerHook(self), _HOOK)
+        self._rope_hook = transformer.rope.register_forward_hook(self._replace_rotary)
+        self._attention = [block.attn1 for block in transformer.blocks]
+        self._processors = [
+            PrefixAttention(self, layer, attention.processor) for layer, attention in enumerate(self._attention)
+        ]
+        for attention, processor in zip(self._attention, self._processors, strict=True):
+            attention.set_processor(processor)
+
+    def detach(self) -> None:
+        """Puts back what was there; what others have put there meanwhile stays theirs. Harmless when called twice."""
+        self._gate.close()
+        self._matrix.remove()
+        self._copies.remove()
+        self._release_transformer()
+
+    def _release_transformer(self) -> None:
+        self._forget(self._plan)
+        self._transformer_copies.remove()
+        self._interception.remove()
+        self._rope_hook.remove()
+        for attention, processor in zip(self._attention, self._processors, strict=True):
+            if attention.processor is processor:
+                attention.set_processor(processor.original)
+
+    def _copy(self, original: Any, memo: dict[int, Any]) -> Any:
+        """Stands in for ``__deepcopy__``: a copy of the pipeline, or of its transformer, as it is without this."""
+        if self._gate.busy:
+            raise AttachError("this pipeline is in the middle of a generation: copy it before or after")
+        refuse(self.transformer, _HOOK, self, self._processors)
+        self.detach()
+        try:
+            return copy.deepcopy(original, memo)
+        finally:
+            self._take_hold()
 
     @staticmethod
     def identity(pipe: Any) -> ModelIdentity:
         """Identity of a loaded pipeline."""
         transformer = pipe.transformer
-        # Private keys hold paths and versions; the block size is a call argument that the pipeline writes there.
-        config = {k: v for k, v in transformer.config.items() if not k.startswith("_") and k != "num_frame_per_block"}
         return ModelIdentity(
             pipeline=type(pipe).__name__,
             transformer=type(transformer).__name__,
-            config=config_digest(config),
+            config=config_digest(model_config(transformer)),
             weights=weights_digest(stored_parameters(transformer)),
+            adapters=adapters_of(dict(transformer.named_modules())),
         )
 
     @staticmethod
@@ -205,6 +257,8 @@ class SkyReelsV2Attachment:
         given = {name: parameter.default for name, parameter in signature.parameters.items()} | call
         block = given["causal_block_size"] or pipe.transformer.config.num_frame_per_block
         windowed = given["overlap_history"] is not None and given["num_frames"] > given["base_num_frames"]
+        scheduler = copy.deepcopy(pipe.scheduler)
+        scheduler.set_timesteps(given["num_inference_steps"])
         # Image- and video-to-video start from finished frames.
         prefix = windowed or not given.keys().isdisjoint({"image", "video"})
         return Settings(
@@ -215,60 +269,52 @@ class SkyReelsV2Attachment:
             guidance_scale=float(given["guidance_scale"]),
             ar_step=given["ar_step"],
             causal_block_size=block,
-            dtype=str(pipe.transformer.dtype).removeprefix("torch."),
-            scheduler=_describe_scheduler(pipe.scheduler),
+            dtype=dtype_of(pipe),
+            scheduler=describe_scheduler(scheduler),
             prefix=prefix,
             noised_prefix=prefix and given["addnoise_condition"] > 0,
+            lora_scale=lora_scale(pipe.transformer, given["attention_kwargs"]),
         )
 
-    def _check(self) -> None:
-        if hasattr(self.transformer, "_orig_mod") or getattr(self.transformer, "_compiled_call_impl", None) is not None:
-            raise AttachError(
-                "pipe.transformer is compiled as a whole, so its calls cannot be answered without running it: compile "
-                "its blocks instead, with pipe.transformer.compile_repeated_blocks()"
-            )
-        if not isinstance(self.transformer, SkyReelsV2Transformer3DModel):
-            raise AttachError(
-                f"pipe.transformer is a {type(self.transformer).__name__}, not a SkyReelsV2Transformer3DModel: "
-                "attach before wrapping the transformer"
-            )
-        registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
-        if registry.get_hook(_HOOK) is not None:
-            raise AttachError("this pipeline is already accelerated by scope_runtime: close the other scope first")
-        if self.transformer.is_cache_enabled:
-            raise AttachError(
-                f"another cache is enabled on the transformer ({type(self.transformer._cache_config).__name__}): "
-                "call pipe.transformer.disable_cache() first"
-            )
-        for block in self.transformer.blocks:
-            if type(block.attn1.processor) is not SkyReelsV2AttnProcessor:
-                raise AttachError(
-                    f"the self-attention uses {type(block.attn1.processor).__name__}, which this adapter does not "
-                    "know: restore SkyReelsV2AttnProcessor first"
-                )
+    # What really runs.
 
-    def detach(self) -> None:
-        """Gives the pipeline back as it was; harmless when called twice."""
-        self._forget(self._plan)
-        if self.pipe.__dict__.get("generate_timestep_matrix") != self._begin_window:
-            return
-        del self.pipe.generate_timestep_matrix
-        self._gate.close()
-        self._interception.remove()
-        self._rope_hook.remove()
-        for attention in self._attention:
-            attention.set_processor(attention.processor.original)
+    def look(self) -> None:
+        """Looks at what really runs, at the start of every generation and before anything is computed.
+
+        What cannot be run exactly either is refused. Where a model was promised, `_changes` says in what it is another
+        one now.
+        """
+        transformer = self.pipe.transformer
+        if not self._matrix.in_place:
+            raise AttachError(
+                "pipe.generate_timestep_matrix was replaced while the pipeline was accelerated, so its plan is not "
+                "known: close the scope and attach again"
+            )
+        held = transformer is self.transformer
+        self._altering = refuse(transformer, _HOOK, *((self, self._processors) if held else ()))
+        if not held:
+            self._release_transformer()
+            self.transformer = transformer
+            self._hold_transformer()
+        self._interception.keep()
+        if self._promised:
+            self._changes = [*self._promised.differences(model_state(transformer)), *self._altering]
+        self._looked = True
 
     # A generation, in the order of events.
 
     def _begin_window(self, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the pipeline's own method: passes its plan on and remembers it."""
         result = self._generate_timestep_matrix(*args, **kwargs)
-        bound = inspect.signature(self._generate_timestep_matrix).bind(*args, **kwargs)
+        # Of the class: others may have put something with another signature in its place.
+        bound = inspect.signature(type(self.pipe).generate_timestep_matrix).bind(None, *args, **kwargs)
         bound.apply_defaults()
         # Every call sets the timestep to None, every row to something else: None here is a new generation, anything
         # else a further window of the one that is running.
         if self.pipe._current_timestep is None:
+            if not self._looked:
+                self.look()  # others may have put something in the place of `check_inputs`
+            self._looked = False
             self.report = Report.begin(self.pipe._execution_device)
         self._interception.keep()
         step_matrix, step_index, update, _ = result
@@ -328,7 +374,7 @@ class SkyReelsV2Attachment:
             for b, t in enumerate(arguments["timestep"][0, ::block_frames].tolist())
             if t != 0 and schedule.phase[0][b] is Phase.COMPLETE
         )
-        policy, note = self._policy_for(self._settings(arguments, plan, bool(volatile)))
+        policy, note = self._policy_for(self._settings(arguments, plan, bool(volatile)), self._changes)
         refuse_if_over(self._context_bytes(schedule, policy, arguments["hidden_states"]), self._context)
         engine = Engine(
             schedule,
@@ -343,6 +389,8 @@ class SkyReelsV2Attachment:
             notes.append("Attention is bidirectional (causal_block_size 1): nothing can be left out of a computed row.")
         if volatile:
             notes.append("addnoise_condition noises the prefix anew in every row: its context cannot be reused.")
+        if self._altering:
+            notes.append(f"Exact only where every token is treated alike by {', '.join(self._altering)}.")
         engine.report.note = " ".join(notes)
         self.report.windows.append(engine.report)
         return engine
@@ -383,8 +431,9 @@ class SkyReelsV2Attachment:
             causal_block_size=plan["causal_block_size"],
             prefix=plan["num_pre_ready"] > 0,
             noised_prefix=noised_prefix,
-            dtype=str(self.transformer.dtype).removeprefix("torch."),
-            scheduler=_describe_scheduler(pipe.scheduler),
+            dtype=dtype_of(pipe),
+            scheduler=describe_scheduler(pipe.scheduler),
+            lora_scale=lora_scale(self.transformer, pipe.attention_kwargs),
         )
 
     # What happens inside one pass.
@@ -426,11 +475,3 @@ def _bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     if not args:
         return kwargs
     return dict(inspect.signature(forward).bind(*args, **kwargs).arguments)
-
-
-def _describe_scheduler(scheduler: Any) -> str:
-    """Class and the part of the configuration that shapes the noise levels, as one comparable line."""
-    config = scheduler.config
-    keys = ("flow_shift", "prediction_type", "solver_order", "solver_type", "timestep_spacing", "use_flow_sigmas")
-    described = ", ".join(f"{k}={config[k]}" for k in keys if k in config)
-    return f"{type(scheduler).__name__}({described})"

@@ -17,6 +17,7 @@ import torch
 from diffusers import SkyReelsV2Transformer3DModel
 
 from scope_runtime import Policy, run_policy
+from scope_runtime.adapters.skyreels_v2 import SkyReelsV2Attachment
 from studies.bench.timing import interleaved
 from studies.reference import models
 
@@ -27,7 +28,11 @@ DEEP_STEPS = 12
 
 
 def measure(repeats: int) -> dict[str, float]:
-    """The figures of ``python -m studies.bench overhead``: ratios to the ideal speed-up, and a skipped row's cost."""
+    """The figures of ``python -m studies.bench overhead``.
+
+    Returns:
+        Ratios to the ideal speed-up, and what a skipped row and the look before a generation cost.
+    """
     pipe = models.load_pipeline()
     reference = _compare(pipe, models.CALL, repeats)
     config = {**pipe.transformer.config, "num_layers": DEEP_LAYERS}
@@ -38,6 +43,8 @@ def measure(repeats: int) -> dict[str, float]:
         "reference_ratio": reference["ratio"],
         "deep_ratio": deep["ratio"],
         "skipped_row_ms": reference["skipped_row_ms"],
+        "reference_look_ms": reference["look_ms"],
+        "deep_look_ms": deep["look_ms"],
     }
 
 
@@ -66,10 +73,14 @@ def _compare(pipe: Any, call: dict[str, Any], repeats: int) -> dict[str, float]:
 
         return run
 
+    attachment = SkyReelsV2Attachment(pipe, lambda *_: (None, ""), check=lambda pipe: None)
+    looks = interleaved({"look": attachment.look}, repeats=20, warm_up=1)
+    attachment.detach()
     rows.clear()
     seconds = interleaved({"scope": skip, "evaluated blocks": evaluate(sizes)}, repeats, warm_up=0)
     runs = [rows[i : i + len(sizes)] for i in range(0, len(rows), len(sizes))]
     return {
+        "look_ms": 1000 * looks["look"],
         "ratio": seconds["evaluated blocks"] / statistics.median(map(sum, runs)),
         "skipped_row_ms": 1000 * statistics.median(run[i] for run in runs for i, size in enumerate(sizes) if size == 0),
     }

@@ -80,7 +80,7 @@ def load(workplace: Workplace) -> Target:
 def test_a_study_goes_from_run_to_verify(finished: Workplace) -> None:
     profile = Profile.load(finished.folder / "profiles" / "magi.json")
     assert profile.model.transformer == "VideoDiTModel"
-    assert profile.settings.scheduler.startswith("MAGI-1(cfg_t_range=")
+    assert str(profile.settings.scheduler).startswith("MAGI-1(cfg_t_range=")
     assert profile.evidence["speedup_evaluations"] > 1.2
     assert profile.evidence["exact"]["max_abs_diff"] <= 5e-5
     front = json.loads(finished.scope("front", "study.yaml", "--json").stdout)

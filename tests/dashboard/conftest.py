@@ -13,7 +13,7 @@ from calibrate.clips import ClipShelf
 from calibrate.pictures import comparison_clip
 from calibrate.store import Storage
 from dashboard.data import StudyData, best_point, load_study
-from scope_runtime import ModelIdentity, Policy, Profile, Settings
+from scope_runtime import ModelIdentity, Policy, Profile, Scheduler, Settings
 from studies.bench.synthetic_study import write_study
 
 TRIALS = 40
@@ -69,7 +69,7 @@ def profile_of(policy: dict[str, object]) -> Profile:
     """A profile with made-up evidence."""
     settings = Settings(
         height=64, width=64, num_frames=97, num_inference_steps=20, guidance_scale=4.0, ar_step=5,
-        causal_block_size=5, dtype="float32", scheduler="UniPCMultistepScheduler()",
+        causal_block_size=5, dtype="float32", scheduler=Scheduler("UniPCMultistepScheduler"),
     )  # fmt: skip
     identity = ModelIdentity("Pipeline", "Transformer", "0" * 16, "1" * 16)
     return Profile(Policy.from_dict(policy), settings, identity, EVIDENCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Iterator
@@ -304,7 +305,7 @@ class TestProfiles:
             magi = build()
             seen: list[Settings] = []
 
-            def exactly(settings: Settings, seen: list[Settings] = seen) -> tuple[None, str]:
+            def exactly(settings: Settings, changes: Any, seen: list[Settings] = seen) -> tuple[None, str]:
                 seen.append(settings)
                 return None, ""
 
@@ -320,6 +321,21 @@ class TestProfiles:
         with pytest.raises(ProfileMismatch, match="model.weights"):
             apply_scope(other.model, profile)
         assert "forward_dispatcher" not in vars(other.model)
+
+    def test_a_model_changed_while_attached_runs_exact(self, magi: Magi) -> None:
+        profile = self.profile(magi)
+        with apply_scope(magi.model, profile) as scope:
+            magi.latents()
+            assert scope.report.speedup_evaluations > 1.9
+            magi.model.phase.data += 1e-3
+            with pytest.warns(ScopeWarning, match="weights: .*phase has other values"):
+                magi.latents()
+        assert set(scope.report.modes[-1]) <= set("R.")
+
+    def test_a_model_that_is_held_is_not_copied(self, magi: Magi) -> None:
+        with exact(magi.model), pytest.raises(AttachError, match="before attaching or after closing"):
+            copy.deepcopy(magi.model)
+        copy.deepcopy(magi.model)
 
     def test_a_pipeline_is_accelerated_while_it_runs(self, package: ModuleType, build: Any, tmp_path: Path) -> None:
         import json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,11 @@ def test_a_saved_profile_satisfies_the_published_schema(pipe: Any) -> None:
 def test_the_schema_knows_exactly_the_fields_of_the_code(pipe: Any) -> None:
     data = make_profile(pipe).to_dict()
     assert set(SCHEMA["properties"]) == set(data)
+    data["model"] = dataclasses.replace(ModelIdentity.of(pipe), adapters="style at 1").to_dict()
     for part in ("policy", "settings", "model"):
         assert set(SCHEMA["properties"][part]["properties"]) == set(data[part])
+    scheduler = SCHEMA["properties"]["settings"]["properties"]["scheduler"]
+    assert set(scheduler["properties"]) == set(scheduler["required"]) == set(data["settings"]["scheduler"])
 
 
 def test_a_failed_save_leaves_the_old_file(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +99,7 @@ def test_a_failed_save_leaves_the_old_file(pipe: Any, tmp_path: Path, monkeypatc
         ('{"format": "scope-profile", "format_ver', "not complete JSON"),
         ("[]", "must be a JSON object"),
         ("{}", "format: must be 'scope-profile'"),
-        ('{"format": "scope-profile", "format_version": 2}', "format_version: is 2"),
+        ('{"format": "scope-profile", "format_version": 3}', "format_version: is 3"),
         ('{"format": "scope-profile", "format_version": NaN}', "NaN is not a number"),
         ('{"format": "a", "format": "scope-profile"}', "format: is given twice"),
     ],
@@ -218,7 +222,7 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_mutated_profile_is_refused_or_valid(
     data: st.DataObject, mutable: tuple[Any, dict[str, Any]], tmp_path: Path
@@ -272,10 +276,13 @@ def test_a_damaged_file_is_refused_or_valid(
     jsonschema.validate(profile.to_dict(), SCHEMA)
 
 
-@pytest.fixture(scope="module")
-def mutable() -> tuple[Any, dict[str, Any]]:
+@pytest.fixture(scope="module", params=[1, 2], ids=["version 1", "version 2"])
+def mutable(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     pipe = tiny_pipeline()
-    return pipe, make_profile(pipe).to_dict()
+    if request.param == 2:
+        return pipe, make_profile(pipe).to_dict()
+    old = json.loads((Path(__file__).parent / "data/profile-version-1.json").read_text())
+    return pipe, old | {"model": ModelIdentity.of(pipe).to_dict()}
 
 
 def test_identity_survives_a_change_of_dtype_and_block_size() -> None:
