@@ -35,7 +35,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone on standa
 TargetSpeedup = Annotated[
     float | None, typer.Option(help="Fewest times by which block evaluations must fall; best quality beyond it.")
 ]
-MinPsnr = Annotated[float | None, typer.Option(help="Lowest mean PSNR in dB.")]
+MinPsnr = Annotated[
+    float | None, typer.Option(help="Lowest mean PSNR in dB; the study's safety margin is asked for on top.")
+]
 MinSsim = Annotated[float | None, typer.Option(help="Lowest mean SSIM.")]
 MaxMemory = Annotated[str | None, typer.Option(help="Most memory that a generation may take, such as 40GB.")]
 
@@ -175,8 +177,11 @@ def compare(
         _print_json(compared)
         return
     table = Table("", *(entry["study"] for entry in compared), title="Studies")
-    for name, key in (("candidates", "candidates"), ("above the floors", "feasible")):
+    for name, key in (("candidates", "candidates"), ("above the floors with their margin", "feasible")):
         table.add_row(name, *(str(entry[key]) for entry in compared))
+    if any(entry["set_apart"]["candidates"] for entry in compared):
+        told = (_told_set_apart(entry["set_apart"]) if entry["set_apart"]["candidates"] else "" for entry in compared)
+        table.add_row("measured before", *told)
     table.add_row("best", *(_describe(entry["best"]) if entry["best"] else "none yet" for entry in compared))
     table.add_row("held out", *(_describe_evidence(entry["exported"]) for entry in compared))
     for setting in compared[0]["differing_settings"]:
@@ -216,11 +221,20 @@ def _watch(table: Callable[[], Table]) -> None:
             live.update(table(), refresh=True)
 
 
+def _told_set_apart(set_apart: dict[str, Any]) -> str:
+    """What was measured by an earlier program and is not compared with new figures."""
+    return f"{set_apart['candidates']} candidates, set apart: their PSNR is the {set_apart['psnr_db']}"
+
+
 def _status_table(state: dict[str, Any]) -> Table:
     table = Table("", "", show_header=False, title=f"Study {state['study']}")
     table.add_row(
-        "candidates", f"{state['candidates']} of {state['budget_trials']}, {state['feasible']} above the floors"
+        "candidates",
+        f"{state['candidates']} of {state['budget_trials']}, {state['feasible']} above the floors with their margin of "
+        f"{state['margin_db']:g} dB",
     )
+    if state["set_apart"]["candidates"]:
+        table.add_row("measured before", _told_set_apart(state["set_apart"]))
     budget = state["budget_equivalents"]
     table.add_row(
         "spent",
@@ -245,16 +259,25 @@ def _status_table(state: dict[str, Any]) -> Table:
 
 
 @app.command()
-def front(study: StudyPath, as_json: AsJson = False) -> None:
+def front(
+    study: StudyPath,
+    earlier: Annotated[
+        bool, typer.Option("--earlier", help="Those that an earlier program measured by other figures.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the best trade-offs between speed and quality that were measured so far."""
     from calibrate import workflow
 
     with _explained(), workflow.open_session(study, Narrator()) as session:
-        results = workflow.pareto_front(session)
+        found = workflow.pareto_front(session, earlier=earlier)
+        floors = session.file.study.floors
+    results, set_apart = found.entries, found.set_apart
     if as_json:
         _print_json(results)
         return
-    table = Table("trial", "fewer evaluations", "PSNR dB", "worst prompt dB", "SSIM", "floors", title="Front")
+    title = "Front" + (f" (PSNR: {results[0]['psnr']})" if results else "")
+    table = Table("trial", "fewer evaluations", "PSNR dB", "worst prompt dB", "SSIM", "floors", title=title)
     for result in results:
         figures = result["figures"]
         table.add_row(
@@ -263,9 +286,12 @@ def front(study: StudyPath, as_json: AsJson = False) -> None:
             f"{figures['psnr_db']:.1f}",
             f"{figures['psnr_worst_prompt_db']:.1f}",
             f"{figures['ssim']:.3f}",
-            result["stopped"] or ("met" if result["feasible"] else "missed"),
+            result["stopped"] or ("met" if result["feasible"] else f"misses {' and '.join(result['missed'])}"),
         )
+    table.caption = f"Floors are met{floors.with_margin}" if floors.with_margin else None
     PlainConsole().print(table)
+    if set_apart["candidates"] and not earlier:
+        print(f"Measured before: {_told_set_apart(set_apart)}; `front --earlier` lists them.")
 
 
 @app.command()
@@ -396,10 +422,16 @@ def _show_export(exported: dict[str, Any], as_json: bool) -> None:
         return
     _print_figures(exported["evidence"])
     console = PlainConsole()
-    for name, by in exported["missed_floors"].items():
+    searched = exported["evidence"]["search"]
+    if searched["metric_version"] != exported["evidence"]["metric_version"]:
+        console.print(
+            "The policy was measured on the search prompts by an earlier program: its PSNR there is the "
+            f"{_psnr_meaning(searched)}. The held-out figures are new."
+        )
+    for missed in exported["told_missed"]:
         console.print(
             Text.assemble(
-                (f"The held-out prompts miss the floor {name} by {by:.3g}.", "bold"),
+                (f"The held-out prompts miss the floor {missed}.", "bold"),
                 " The profile says so. Raise floors.safety_margin_db and run the study again.",
             )
         )
@@ -422,6 +454,7 @@ def _print_figures(figures: dict[str, Any]) -> None:
         ("end to end faster", "1.00x", "", f"{figures['speedup_end_to_end']:.2f}x"),
         ("PSNR, mean (dB)", "", "", f"{figures['psnr_db']:.1f}{_range(figures, 'psnr_db', '.1f')}"),
         ("PSNR, worst prompt (dB)", "", "", f"{figures['psnr_worst_prompt_db']:.1f}"),
+        ("PSNR, worst block (dB)", "", "", f"{figures['psnr_worst_block_db']:.1f}"),
         ("PSNR, worst frame (dB)", "", "", f"{figures['psnr_worst_frame_db']:.1f}"),
         ("SSIM", "", "", f"{figures['ssim']:.4f}"),
         ("PSNR of motion (dB)", "", "", f"{figures['temporal_psnr_db']:.1f}"),
@@ -454,20 +487,37 @@ def _print_recheck(evidence: dict[str, Any] | None) -> None:
     if evidence["holds"]:
         console.print("The profile's evidence holds on this machine.", style="bold")
         return
+    if evidence["not_comparable"]:
+        names, meanings = evidence["not_comparable"].keys(), evidence["not_comparable"].values()
+        console.print(
+            f"Measured in the old way ({next(iter(meanings))}) and not to be compared: {', '.join(names)}. Export the "
+            "profile again to have them checked.",
+            highlight=False,
+        )
+    fallen = [entry for entry in evidence["figures"] if not entry["holds"]]
+    if not fallen:
+        console.print("All other figures of the profile's evidence hold on this machine.", style="bold")
+        return
     console.print("The profile's evidence does not hold on this machine:", style="bold")
-    for entry in evidence["figures"]:
-        if not entry["holds"]:
-            console.print(
-                f"  {entry['figure']}: {entry['measured']:.4g} here, {entry['recorded']:.4g} recorded "
-                f"(tolerance {entry['tolerance']:.3g})",
-                highlight=False,
-            )
+    for entry in fallen:
+        console.print(
+            f"  {entry['figure']}: {entry['measured']:.4g} here, {entry['recorded']:.4g} recorded "
+            f"(tolerance {entry['tolerance']:.3g})",
+            highlight=False,
+        )
 
 
 def _describe_evidence(evidence: dict[str, Any] | None) -> str:
     if evidence is None:
         return "nothing exported"
-    return f"{evidence['speedup_denoise']:.2f}x faster, {evidence['psnr_db']:.1f} dB"
+    return f"{evidence['speedup_denoise']:.2f}x faster, {evidence['psnr_db']:.1f} dB ({_psnr_meaning(evidence)})"
+
+
+def _psnr_meaning(record: dict[str, Any]) -> str:
+    """What PSNR means in a profile's evidence or a result."""
+    from calibrate.quality import metric_version, psnr_meaning
+
+    return psnr_meaning(metric_version(record))
 
 
 def _describe(result: dict[str, Any]) -> str:

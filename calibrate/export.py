@@ -11,12 +11,14 @@ from typing import Any
 from calibrate import environment
 from calibrate.clips import ClipShelf
 from calibrate.detail import describe
+from calibrate.errors import CalibrateError
 from calibrate.files import write_atomically
 from calibrate.outputs import companions, require_profile_path
 from calibrate.paired import Clips, PairedCase, measure_pairs, spread, verdict
 from calibrate.pictures import comparison_clip, front_plot
 from calibrate.progress import Narrator
-from calibrate.results import Result, find, load_results, pick
+from calibrate.quality import METRIC_VERSION, psnr_meaning
+from calibrate.results import Result, find, load_results, of_metric, pick
 from calibrate.scores import Scores
 from calibrate.store import Generation, Store, portable_url
 from calibrate.study_file import Export, StudyFile
@@ -34,7 +36,8 @@ class Exported:
         path: Where it is.
         clip: The comparison clip of the worst held-out prompt.
         plot: The plot of the front.
-        missed: Floors that the held-out prompts miss, and by how much; empty when all hold.
+        missed: Floors that the held-out prompts miss, without the safety margin, and by how much; empty when all hold.
+        told_missed: The same in words.
     """
 
     profile: Profile
@@ -42,6 +45,7 @@ class Exported:
     clip: Path
     plot: Path
     missed: dict[str, float]
+    told_missed: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form."""
@@ -50,6 +54,7 @@ class Exported:
             "clip": str(self.clip),
             "plot": str(self.plot),
             "missed_floors": self.missed,
+            "told_missed": self.told_missed,
             "evidence": dict(self.profile.evidence),
         }
 
@@ -98,7 +103,7 @@ class Exporter:
         path = Path(export.path) if export.path else study.profile_path
         require_profile_path(self.file, path)
         if trial is None:
-            rule, picked = str(export.rule), pick(self.results, study.floors, export.rule, export.min_speedup)
+            rule, picked = str(export.rule), self._pick(export)
         else:
             rule, picked = "trial", find(self.results, trial)
         policy = Policy.from_dict(picked.policy)
@@ -120,6 +125,16 @@ class Exporter:
         profile, missed = self._profile(target, picked, pairs, steadiness, rule)
         return self._write(profile, path, picked, worst_clips, missed)
 
+    def _pick(self, export: Export) -> Result:
+        comparable = of_metric(self.results)
+        if self.results and not comparable:
+            version = self.results[-1].metric_version
+            raise CalibrateError(
+                f"floors: all {len(self.results)} candidates were measured by an earlier program, whose PSNR is the "
+                f"{psnr_meaning(version)}; measure on with `scope-calibrate run`, or name one of them with --trial."
+            )
+        return pick(comparable, self.file.study.floors, export.rule, export.min_speedup)
+
     def _profile(
         self,
         target: Target,
@@ -139,7 +154,12 @@ class Exporter:
             "timing": steadiness.to_dict(),
             "cases": [pair.figures() for pair in pairs],
             "change_map": self.change_maps.get(picked.policy["indicator"]),
-            "search": {"n": picked.cases, "speedup_evaluations": picked.speedup_evaluations, **picked.figures},
+            "search": {
+                "n": picked.cases,
+                "speedup_evaluations": picked.speedup_evaluations,
+                "metric_version": picked.metric_version,
+                **picked.figures,
+            },
             "hardware": environment.hardware(target.device),
             "versions": environment.versions(),
             "measured": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -167,7 +187,8 @@ class Exporter:
         study = self.file.study
         clip, plot = companions(path)
         clip_bytes = comparison_clip(worst.stock, worst.scope, study.generation.fps)
-        plot_bytes = front_plot(self.results, picked, study.floors, f"Study {study.name}")
+        alike = of_metric(self.results, picked.metric_version)
+        plot_bytes = front_plot(alike, picked, study.floors, f"Study {study.name}")
         write_atomically(clip, clip_bytes)
         # The dashboard opens no path that its database names, so it gets a clip of its own.
         case = profile.evidence["worst_prompt"]
@@ -177,7 +198,8 @@ class Exporter:
         # The profile comes last: where it is, the rest is too.
         profile.save(path)
         self.store.add_profile(picked.trial, str(profile.provenance["rule"]), str(path), profile.to_dict())
-        return Exported(profile, path, clip, plot, missed)
+        told = study.floors.told_missed(dict(profile.evidence), margin=False)
+        return Exported(profile, path, clip, plot, missed, told)
 
     def _record(self, target: Target, picked: Result, pair: PairedCase) -> None:
         shared = {
@@ -220,7 +242,8 @@ class Exporter:
                 seconds_decode=pair.scope_decode_seconds,
                 seconds_end_to_end=pair.scope_end_to_end,
                 metrics=pair.quality.to_dict(),
+                metric_version=METRIC_VERSION,
                 **shared,
             ),
-            describe(pair.scope_report, pair.frame_psnr_db),
+            describe(pair.scope_report, pair.errors, pair.blocks),
         )

@@ -16,8 +16,8 @@ FORMATS = ("csv", "json")
 
 _COLUMNS = (
     "id", "kind", "state", "reason", "trial_number", "prompt", "seed", "policy", "evaluations", "stock_evaluations",
-    "seconds_denoise", "seconds_decode", "seconds_end_to_end", "stock_seconds_denoise", "metrics", "settings",
-    "started", "finished",
+    "seconds_denoise", "seconds_decode", "seconds_end_to_end", "stock_seconds_denoise", "metrics", "metric_version",
+    "settings", "started", "finished",
 )  # fmt: skip
 _ROWS_AT_ONCE = 1000
 

@@ -11,6 +11,7 @@ import math
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -93,6 +94,10 @@ class Magi1Target(Target):
         blocks = self.settings.num_frames // self._frames_per_chunk
         channels = self.pipe.model_config.out_channels
         return TraceSize.bound(self.generation, channels, _PIXELS_PER_LATENT, blocks, windows=1, branches=1)
+
+    def _block_ends(self) -> Sequence[int]:
+        """Of every chunk; each is decoded by itself."""
+        return range(self._frames_per_chunk, self.settings.num_frames + 1, self._frames_per_chunk)
 
     @property
     def _frames_per_chunk(self) -> int:

@@ -10,7 +10,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from calibrate.quality import Frames, Quality, compare, floor_figures, frame_psnr, interval, summarise
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.detail import decibels
+from calibrate.quality import (
+    METRIC_VERSION,
+    Frames,
+    Quality,
+    Span,
+    block_errors,
+    compare,
+    floor_figures,
+    frame_errors,
+    interval,
+    summarise,
+)
 from calibrate.scores import Scores
 from calibrate.study_file import Case
 from calibrate.target import Denoised, Target
@@ -46,7 +61,8 @@ class PairedCase:
         scope_report: What the policy did.
         max_abs_diff: Largest absolute difference between exact and stock latents.
         quality: The policy's frames against the stock frames.
-        frame_psnr_db: PSNR of every frame against the stock frame.
+        errors: Mean squared error of every frame [T] against the stock frame.
+        blocks: The frames of each block.
         scores: Further scores by name; see `calibrate.scores.Scores.measure`.
         started: UTC.
         finished: UTC.
@@ -63,7 +79,8 @@ class PairedCase:
     scope_report: Report
     max_abs_diff: float
     quality: Quality
-    frame_psnr_db: list[float]
+    errors: NDArray[np.float64]
+    blocks: list[Span]
     scores: Mapping[str, float]
     started: datetime
     finished: datetime
@@ -95,6 +112,7 @@ class PairedCase:
             "exact_speedup_denoise": self.stock_seconds / self.exact_seconds,
             "max_abs_diff": self.max_abs_diff,
             **self.quality.to_dict(),
+            "block_psnr_db": decibels(block_errors(self.errors, self.blocks)),
             **self.scores,
         }
 
@@ -118,6 +136,7 @@ def measure_pairs(
         skipping, scope_report = denoise_under(target, case, attach)
         stock_frames, stock_decode_seconds = target.decode(stock.latents)
         scope_frames, scope_decode_seconds = target.decode(skipping.latents)
+        blocks = target.block_spans(len(stock_frames))
         pair = PairedCase(
             case=case,
             stock_seconds=stock.seconds,
@@ -129,8 +148,9 @@ def measure_pairs(
             exact_report=exact_report,
             scope_report=scope_report,
             max_abs_diff=float((selective.latents - stock.latents).abs().max()),
-            quality=compare(stock_frames, scope_frames),
-            frame_psnr_db=frame_psnr(stock_frames, scope_frames),
+            quality=compare(stock_frames, scope_frames, blocks),
+            errors=frame_errors(stock_frames, scope_frames),
+            blocks=blocks,
             scores=scores.measure(case.prompt, stock_frames, scope_frames),
             started=started,
             finished=datetime.now(UTC),
@@ -153,14 +173,11 @@ def verdict(pairs: Sequence[PairedCase]) -> dict[str, Any]:
         "speedup_denoise": stock_seconds / sum(pair.scope_seconds for pair in pairs),
         "speedup_end_to_end": sum(pair.stock_end_to_end for pair in pairs)
         / sum(pair.scope_end_to_end for pair in pairs),
-        "psnr_db": floors["psnr_db"],
-        "psnr_worst_prompt_db": floors["psnr_worst_prompt_db"],
-        "psnr_worst_frame_db": floors["psnr_worst_frame_db"],
-        "ssim": floors["ssim"],
-        "temporal_psnr_db": floors["temporal_psnr_db"],
+        **floors,
         "flicker": _mean([quality.flicker for quality in qualities]),
         "motion_error_px": _mean([quality.motion_error_px for quality in qualities]),
         "scores": {name: _mean([pair.scores[name] for pair in pairs]) for name in pairs[0].scores},
+        "metric_version": METRIC_VERSION,
         "intervals": _intervals(pairs),
         "n": len(pairs),
         "exact": {

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from calibrate.quality import Frames
+from calibrate.quality import METRIC_VERSION, Frames, psnr_meaning
 from calibrate.results import Result, front
 from calibrate.study_file import Floors
 
@@ -48,7 +48,7 @@ def comparison_clip(stock: Frames, scope: Frames, fps: int, preset: str = "mediu
 
 
 def front_plot(results: Sequence[Result], picked: Result, floors: Floors, title: str) -> bytes:
-    """A PNG of every measured policy, the front and the one that was picked.
+    """A PNG of every measured policy, the front and the one that was picked; all of one metric version.
 
     Colours are from the Okabe-Ito palette, and no two kinds of point differ in colour alone.
     """
@@ -56,8 +56,8 @@ def front_plot(results: Sequence[Result], picked: Result, floors: Floors, title:
     axes = figure.subplots()
     feasible = [result for result in results if result.feasible(floors)]
     groups = (
-        ([r for r in results if r not in feasible], "x", "#999999", "below the floors"),
-        (feasible, "o", "#0072B2", "above the floors"),
+        ([r for r in results if r not in feasible], "x", "#999999", "below a floor"),
+        (feasible, "o", "#0072B2", f"above the floors{floors.with_margin}"),
     )
     for points, marker, colour, label in groups:
         axes.scatter(*_xy(points), marker=marker, color=colour, s=36, label=f"{label} ({len(points)})", zorder=2)
@@ -68,7 +68,8 @@ def front_plot(results: Sequence[Result], picked: Result, floors: Floors, title:
             floors.psnr_db, color="#000000", linewidth=0.8, linestyle="--", label=f"floor {floors.psnr_db:g} dB"
         )
     axes.set_xlabel("Speed-up (stock block evaluations / evaluations made)")
-    axes.set_ylabel("Mean PSNR on search prompts (dB)")
+    meaning = "" if picked.metric_version == METRIC_VERSION else f",\n{psnr_meaning(picked.metric_version)}"
+    axes.set_ylabel(f"Mean PSNR on search prompts (dB){meaning}")
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -3,6 +3,9 @@
 No single proxy decides: PSNR and SSIM compare frame by frame and miss a good deal of what moves, so two temporal
 proxies stand beside them. PSNR of the frame differences and the luma flicker see brightness that jumps; the
 optical-flow error sees motion that stalls. Clips are compared as decoded floats, never as encoded files.
+
+Squared errors are averaged before they become dB: a mean of dB over frames takes a clip whose beginning is exact and
+whose rest is poor for a good one, because the exact frames count with the ceiling.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -21,6 +25,20 @@ from pytorch_msssim import ssim
 from scipy.stats import bootstrap
 
 Frames = NDArray[np.float32]
+
+# The frames [start, end) that a block's latent frames are decoded to; see `calibrate.target.Target.block_spans`.
+Span = tuple[int, int]
+
+# Which definition of the figures is measured here. Figures of different versions are never compared.
+METRIC_VERSION = 2
+# What a record without a version was measured by.
+FIRST_METRIC_VERSION = 1
+# The figures that mean something else than they did in an earlier version.
+REDEFINED = ("psnr_db", "psnr_worst_prompt_db")
+_MEANINGS = {
+    FIRST_METRIC_VERSION: "mean of frame PSNR, before version 2",
+    METRIC_VERSION: "PSNR of the clip's mean squared error",
+}
 
 # Identical frames have an infinite PSNR, which neither JSON nor an average can hold.
 PSNR_CEILING_DB = 100.0
@@ -33,8 +51,9 @@ class Quality:
     """How close a clip is to its reference.
 
     Attributes:
-        psnr_db: Mean over frames of the peak signal-to-noise ratio, at most 100 dB per frame.
+        psnr_db: Peak signal-to-noise ratio of the clip's mean squared error, at most 100 dB.
         psnr_worst_frame_db: The lowest frame's.
+        psnr_worst_block_db: The lowest block's, of the mean squared error of its frames.
         ssim: Mean structural similarity over frames; 1 is identical.
         temporal_psnr_db: PSNR of the differences between neighbouring frames, at most 100 dB; sees flicker and freezes.
         flicker: Root mean square error of the frame-to-frame change of mean luma, in steps of 1/255; sees flicker.
@@ -43,27 +62,52 @@ class Quality:
 
     psnr_db: float
     psnr_worst_frame_db: float
+    psnr_worst_block_db: float
     ssim: float
     temporal_psnr_db: float
     flicker: float
     motion_error_px: float
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float]) -> Self:
+        """The inverse of `to_dict`; further metrics are left out."""
+        return cls(**{field.name: metrics[field.name] for field in dataclasses.fields(cls)})
 
     def to_dict(self) -> dict[str, float]:
         """Plain floats by metric name."""
         return dataclasses.asdict(self)
 
 
+# Of a clip that equals its reference.
+PERFECT = Quality(
+    PSNR_CEILING_DB, PSNR_CEILING_DB, PSNR_CEILING_DB, 1.0, PSNR_CEILING_DB, flicker=0.0, motion_error_px=0.0
+)
 METRICS = tuple(field.name for field in dataclasses.fields(Quality))
 # For these, less is better: their worst case is the largest.
 ERRORS = frozenset({"flicker", "motion_error_px"})
 
 
-def compare(reference: Frames, candidate: Frames) -> Quality:
+def metric_version(record: Mapping[str, Any]) -> int:
+    """The version that the figures of a result or of a profile's evidence were measured by.
+
+    Without one it is the first, and 0 where it is no version at all.
+    """
+    version = record.get("metric_version", FIRST_METRIC_VERSION)
+    return version if isinstance(version, int) and not isinstance(version, bool) else 0
+
+
+def psnr_meaning(version: int) -> str:
+    """What `psnr_db` means in figures of a version."""
+    return _MEANINGS.get(version, f"figure of a version that this program does not know ({version})")
+
+
+def compare(reference: Frames, candidate: Frames, blocks: Sequence[Span] | None = None) -> Quality:
     """Measures `candidate` against `reference`.
 
     Args:
         reference: Frames [T, H, W, 3] in [0, 1], T >= 2, H and W >= 16.
         candidate: The same shape.
+        blocks: The frames of each block, all T of them; None where the clip counts as one block.
 
     Raises:
         ValueError: If the shapes differ, the clips are too small, or a value is not finite.
@@ -72,21 +116,56 @@ def compare(reference: Frames, candidate: Frames) -> Quality:
         raise ValueError(f"clips must share one shape [T >= 2, H, W, 3], not {reference.shape} and {candidate.shape}")
     if not np.isfinite(candidate).all():
         raise ValueError("the clip holds values that are not finite")
-    by_frame = frame_psnr(reference, candidate)
-    differences = np.diff(reference, axis=0), np.diff(candidate, axis=0)
+    errors = frame_errors(reference, candidate)
     return Quality(
-        psnr_db=float(np.mean(by_frame)),
-        psnr_worst_frame_db=float(np.min(by_frame)),
+        psnr_db=float(psnr(errors.mean())),
+        psnr_worst_frame_db=float(psnr(errors.max())),
+        psnr_worst_block_db=float(psnr(block_errors(errors, blocks or [(0, len(errors))]).max())),
         ssim=_ssim(reference, candidate),
-        temporal_psnr_db=_psnr(*differences),
+        temporal_psnr_db=float(psnr(frame_errors(np.diff(reference, axis=0), np.diff(candidate, axis=0)).mean())),
         flicker=_flicker(reference, candidate),
         motion_error_px=_motion_error(reference, candidate),
     )
 
 
-def frame_psnr(reference: Frames, candidate: Frames) -> list[float]:
-    """PSNR of every frame in dB, at most 100; both clips [T, H, W, 3] in [0, 1]."""
-    return [_psnr(a, b) for a, b in zip(reference, candidate, strict=True)]
+def at_best(errors: NDArray[np.float64], blocks: Sequence[Span], frames: int) -> Quality:
+    """The best figures that a clip can still come to whose beginning is known.
+
+    Its further frames may be perfect, and no frame of the beginning will be another one. What PSNR does not tell is
+    taken for perfect.
+
+    Args:
+        errors: Of the frames of the beginning; see `frame_errors`.
+        blocks: Their blocks.
+        frames: Of the whole clip.
+    """
+    return dataclasses.replace(
+        PERFECT,
+        psnr_db=float(psnr(errors.sum() / frames)),
+        psnr_worst_frame_db=float(psnr(errors.max())),
+        psnr_worst_block_db=float(psnr(block_errors(errors, blocks).max())),
+    )
+
+
+def frame_errors(reference: Frames, candidate: Frames) -> NDArray[np.float64]:
+    """Mean squared error of every frame [T]; both clips [T, H, W, 3] in [0, 1]."""
+    # Frame by frame, because doubles of a whole clip take gigabytes.
+    return np.array([np.square(a.astype(np.float64) - b).mean() for a, b in zip(reference, candidate, strict=True)])
+
+
+def block_errors(errors: NDArray[np.float64], blocks: Sequence[Span]) -> NDArray[np.float64]:
+    """Mean squared error of every block.
+
+    Args:
+        errors: Of every frame [T]; see `frame_errors`.
+        blocks: The frames of each block.
+    """
+    return np.array([errors[start:end].mean() for start, end in blocks])
+
+
+def psnr(errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """PSNR in dB, at most 100, of each of some mean squared errors of values in [0, 1]."""
+    return -10 * np.log10(np.maximum(errors, 10 ** (-PSNR_CEILING_DB / 10)))
 
 
 def summarise(cases: Mapping[str, Quality]) -> dict[str, dict[str, float | str]]:
@@ -125,19 +204,15 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def floor_figures(cases: Sequence[Quality]) -> dict[str, float]:
-    """The figures that quality floors are set on: means over cases, and the worst case's PSNR."""
+    """The figures that quality floors are set on: means over cases, and the PSNR of the worst case, frame and block."""
     return {
         "psnr_db": float(np.mean([quality.psnr_db for quality in cases])),
         "psnr_worst_prompt_db": min(quality.psnr_db for quality in cases),
         "psnr_worst_frame_db": min(quality.psnr_worst_frame_db for quality in cases),
+        "psnr_worst_block_db": min(quality.psnr_worst_block_db for quality in cases),
         "ssim": float(np.mean([quality.ssim for quality in cases])),
         "temporal_psnr_db": float(np.mean([quality.temporal_psnr_db for quality in cases])),
     }
-
-
-def _psnr(reference: Frames, candidate: Frames) -> float:
-    # One flat row, because OpenCV accepts no more than two dimensions and the peak is 1 in every case.
-    return min(cv2.PSNR(reference.reshape(1, -1), candidate.reshape(1, -1), 1.0), PSNR_CEILING_DB)
 
 
 def mean_over_frames(

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from calibrate.quality import METRIC_VERSION, REDEFINED, metric_version, psnr_meaning
+
 # By how much a figure may fall behind the recorded one: relative for speeds, absolute for quality.
 _SPEEDS = {"speedup_evaluations": 0.01, "speedup_denoise": 0.15, "speedup_end_to_end": 0.15}
 _QUALITY = {
     "psnr_db": 0.5,
     "psnr_worst_prompt_db": 0.5,
     "psnr_worst_frame_db": 1.0,
+    "psnr_worst_block_db": 1.0,
     "ssim": 0.005,
     "temporal_psnr_db": 0.5,
 }
@@ -51,22 +54,26 @@ def recheck(
 
     Returns:
         `holds` (all figures), `figures` (each with recorded, measured, tolerance, holds), and `differs`: what is other
-        than when the profile was made, hardware and versions, as [recorded, here].
+        than when the profile was made, hardware and versions, as [recorded, here]. `not_comparable` holds by name what
+        figures meant when they were recorded that mean something else now; with one of these, not all figures hold.
     """
     found = []
+    version = metric_version(evidence)
+    redefined = REDEFINED if version != METRIC_VERSION else ()
     for name, share in _SPEEDS.items():
         if name in evidence:
             found.append(_at_least(name, evidence[name], figures[name], share * evidence[name]))
     for name, tolerance in _QUALITY.items():
-        if name in evidence:
+        if name in evidence and name not in redefined:
             found.append(_at_least(name, evidence[name], figures[name], tolerance))
     if "exact" in evidence:
         recorded, measured = evidence["exact"]["max_abs_diff"], figures["exact"]["max_abs_diff"]
         tolerance = max(_EXACT_DIFFERENCE, _EXACT_GROWTH * recorded) - recorded
         found.append(Recheck("exact.max_abs_diff", recorded, measured, tolerance, measured - recorded <= tolerance))
     return {
-        "holds": all(entry.holds for entry in found),
+        "holds": all(entry.holds for entry in found) and not redefined,
         "figures": [vars(entry) for entry in found],
+        "not_comparable": dict.fromkeys(redefined, psnr_meaning(version)),
         "differs": {
             **_differences("hardware", evidence.get("hardware", {}), hardware),
             **_differences("versions", evidence.get("versions", {}), versions),

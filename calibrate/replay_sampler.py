@@ -32,7 +32,7 @@ from scipy.stats import norm
 from calibrate.hypervolume import Point, expected_improvement
 from calibrate.quiet import quiet_optuna
 from calibrate.replay import Replay, Replayed
-from calibrate.results import MEMORY, results_of
+from calibrate.results import BLOCKS, MEMORY, results_of
 from calibrate.sensitivity import Observed, Sensitivity
 from calibrate.space import Space
 from calibrate.study_file import Floors
@@ -172,9 +172,13 @@ class ReplaySampler(BaseSampler):
         return self.sensitivity.psnr_db(replayed.errors, range(len(replayed.errors)))
 
     def _fit(self, measured: Sequence[Measured]) -> None:
-        self.sensitivity = Sensitivity.fit(
-            [Observed(m.case, self.replay.run(m.policy).errors[m.case], m.figures["psnr_db"]) for m in measured]
-        )
+        self.sensitivity = Sensitivity.fit([self._observed(m) for m in measured])
+
+    def _observed(self, measured: Measured) -> Observed:
+        """A real run beside what replay says of the blocks that it finished."""
+        errors = self.replay.run(measured.policy).errors[measured.case]
+        blocks = measured.figures.get(BLOCKS)
+        return Observed(measured.case, errors if blocks is None else errors[: int(blocks)], measured.figures["psnr_db"])
 
     def _tried(self, study: optuna.Study, number: int) -> set[object]:
         """What all other trials do or did, by what tells candidates apart."""
@@ -232,7 +236,7 @@ class ReplaySampler(BaseSampler):
         """The mean PSNR at which every floor on a mean holds; other metrics are translated by what runs showed."""
         margin = self.floors.safety_margin_db
         needed = [0.0 if self.floors.psnr_db is None else self.floors.psnr_db + margin]
-        for name in ("psnr_worst_frame_db", "ssim", "temporal_psnr_db"):
+        for name in ("psnr_worst_frame_db", "psnr_worst_block_db", "ssim", "temporal_psnr_db"):
             floor = getattr(self.floors, name)
             if floor is not None and measured:
                 needed.append(_equivalent_psnr(measured, name, floor))

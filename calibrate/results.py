@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from calibrate.errors import CalibrateError
-from calibrate.quality import METRICS, Quality, floor_figures
+from calibrate.quality import FIRST_METRIC_VERSION, METRIC_VERSION, Quality, floor_figures, psnr_meaning
 from calibrate.store import Generation, Store
 from calibrate.store.optuna_tables import attributes_of, complete_attributes
 from calibrate.study_file import Floors, Rule
@@ -28,6 +28,8 @@ CHANGE_MAPS = "change_maps"
 ESTIMATE = "estimate"
 # The memory that a generation took, among its metrics.
 MEMORY = "memory_bytes"
+# How many blocks the figures of a clip are of that was not finished, among its metrics.
+BLOCKS = "blocks"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Result:
         figures: See `calibrate.quality.floor_figures`.
         cases: How many cases were measured.
         stopped: Why not all cases were measured, or None.
+        metric_version: What the figures mean; see `calibrate.quality.METRIC_VERSION`. Results of different versions are
+            never compared.
     """
 
     trial: int
@@ -51,6 +55,7 @@ class Result:
     figures: dict[str, float]
     cases: int
     stopped: str | None
+    metric_version: int = METRIC_VERSION
 
     @classmethod
     def of(cls, trial: int, policy: dict[str, Any], rows: Sequence[Generation], stopped: str | None) -> Self:
@@ -65,6 +70,11 @@ class Result:
             stopped=stopped,
         )
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`, of records from before there were versions too."""
+        return cls(**{"metric_version": FIRST_METRIC_VERSION, **fields})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form."""
         return dataclasses.asdict(self)
@@ -77,34 +87,43 @@ class Result:
         return (
             f"{self.speedup_evaluations:.2f}x fewer evaluations at {self.figures['psnr_db']:.1f} dB "
             f"(worst prompt {self.figures['psnr_worst_prompt_db']:.1f} dB)"
+            + ("" if self.metric_version == METRIC_VERSION else f", {psnr_meaning(self.metric_version)}")
         )
 
 
 def _figures(measured: Sequence[dict[str, float]]) -> dict[str, float]:
     """The figures that floors and ceilings are set on."""
-    qualities = [Quality(**{name: metrics[name] for name in METRICS}) for metrics in measured]
+    qualities = [Quality.of(metrics) for metrics in measured]
     memory = {MEMORY: max(metrics[MEMORY] for metrics in measured)} if MEMORY in measured[0] else {}
     return floor_figures(qualities) | memory
 
 
+def of_metric(results: Iterable[Result], version: int = METRIC_VERSION) -> list[Result]:
+    """Those results whose figures have one version, by default the one that is measured now."""
+    return [result for result in results if result.metric_version == version]
+
+
 def load_results(store: Store) -> list[Result]:
-    """The results of all completed trials, one per policy: a repeat carries the result of the trial it repeats."""
+    """The results of all completed trials, one per policy: a repeat carries the result of the trial it repeats.
+
+    Figures may have several versions; see `of_metric`.
+    """
     return _distinct(json.loads(text) for text in complete_attributes(store, RESULT))
 
 
 def results_of(study: optuna.Study) -> list[Result]:
-    """`load_results` of a study that need not be in our database."""
+    """The results that can be compared with new ones, of a study that need not be in our database."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return results_in(trial.user_attrs for trial in trials)
+    return of_metric(results_in(trial.user_attrs for trial in trials))
 
 
 def results_in(attributes: Iterable[Mapping[str, Any]]) -> list[Result]:
-    """The results in the user attributes of completed trials, one per policy."""
+    """The results in the user attributes of completed trials, one per policy; see `load_results`."""
     return _distinct(found[RESULT] for found in attributes if RESULT in found)
 
 
 def survey(store: Store) -> list[Result]:
-    """The same with empty policies, which make up most of a result; `with_policies` adds those that are wanted."""
+    """As `load_results`, with empty policies, which make up most of a result; `with_policies` adds those wanted."""
     found = (json.loads(text) for text in complete_attributes(store, RESULT, without="policy"))
     return _distinct({**fields, "policy": {}} for fields in found)
 
@@ -117,11 +136,11 @@ def with_policies(store: Store, results: Sequence[Result]) -> list[Result]:
 
 
 def _distinct(found: Iterable[dict[str, Any]]) -> list[Result]:
-    return list({fields["trial"]: Result(**fields) for fields in found}.values())
+    return list({fields["trial"]: Result.from_dict(fields) for fields in found}.values())
 
 
 def front(results: Sequence[Result]) -> list[Result]:
-    """The results that no other one beats in both speed-up and mean PSNR, fastest first."""
+    """The results, all of one metric version, that no other one beats in both speed-up and mean PSNR, fastest first."""
     speed = np.array([result.speedup_evaluations for result in results])
     quality = np.array([result.figures["psnr_db"] for result in results])
     return [results[index] for index in front_indices(speed, quality)]
@@ -152,7 +171,7 @@ def pick(results: Sequence[Result], floors: Floors, rule: Rule, min_speedup: flo
     """Chooses the result to export, on search cases alone.
 
     Args:
-        results: What the search measured.
+        results: What the search measured, all of one metric version.
         floors: Quality that must hold, with its safety margin.
         rule: `fastest` above the floors; `best-quality` above `min_speedup`; `knee`: the point of the feasible front
             that lies farthest from the line between its ends.
@@ -169,10 +188,11 @@ def pick(results: Sequence[Result], floors: Floors, rule: Rule, min_speedup: flo
         fastest = max(feasible, key=_speed_then_quality)
         below = [r for r in results if r.stopped is None and r.speedup_evaluations >= (min_speedup or 0.0)]
         best = max(below, key=lambda r: r.figures["psnr_db"], default=None)
+        above = f", above them{floors.with_margin}" if floors.with_margin else ""
         raise CalibrateError(
             f"export.min_speedup: no policy above the floors reaches {min_speedup:g}x; the fastest (trial "
-            f"{fastest.trial}) gives {fastest}"
-            + (f", and the best that reaches it (trial {best.trial}) {best}" if best else "")
+            f"{fastest.trial}) gives {fastest}{above}"
+            + (f", and the best that reaches it (trial {best.trial}) {best}, {_misses(best, floors)}" if best else "")
             + "; lower min_speedup or the floors, or raise the budget."
         )
     if rule == "fastest":
@@ -191,7 +211,7 @@ def find(results: Sequence[Result], trial: int) -> Result:
     for result in results:
         if result.trial == trial:
             return result
-    known = ", ".join(str(result.trial) for result in front(results)[:6]) or "none yet"
+    known = ", ".join(str(result.trial) for result in front(of_metric(results) or results)[:6]) or "none yet"
     raise CalibrateError(f"--trial: {trial} is not a measured trial of this study; the best are {known}.")
 
 
@@ -202,12 +222,19 @@ def _closest(results: Sequence[Result], floors: Floors) -> str:
         stopped = f" (the last one {results[-1].stopped})" if results else ""
         return f"no policy was measured on all search cases{stopped}; {mend}"
     closest = min(whole, key=lambda r: max(floors.shortfalls(r.figures, margin=True).values()))
-    short = floors.shortfalls(closest.figures, margin=True)
-    missed = ", ".join(f"{name} by {by:.3g}" for name, by in short.items() if by > 0)
+    if not any(short > 0 for short in floors.shortfalls(closest.figures, margin=False).values()):
+        mend = (
+            "it holds the floors themselves: export it with --trial, lower floors.safety_margin_db, or raise "
+            "budget.trials."
+        )
     return (
-        f"no measured policy meets them with the safety margin; the closest (trial {closest.trial}, {closest}) misses "
-        f"{missed}; {mend}"
+        f"no measured policy holds them{floors.with_margin}; the closest (trial {closest.trial}, {closest}) "
+        f"{_misses(closest, floors)}; {mend}"
     )
+
+
+def _misses(result: Result, floors: Floors) -> str:
+    return f"misses {' and '.join(floors.told_missed(result.figures, margin=True))}"
 
 
 def _speed_then_quality(result: Result) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 import torch
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from calibrate import environment, memory
 from calibrate.baseline import Baseline
@@ -27,11 +27,31 @@ from calibrate.detail import describe
 from calibrate.errors import CalibrateError
 from calibrate.pictures import comparison_clip
 from calibrate.progress import Narrator
-from calibrate.quality import Frames, compare, frame_psnr
+from calibrate.quality import (
+    METRIC_VERSION,
+    PERFECT,
+    Frames,
+    Quality,
+    at_best,
+    compare,
+    floor_figures,
+    frame_errors,
+    metric_version,
+)
 from calibrate.quiet import quiet_optuna
 from calibrate.replay import Replay
 from calibrate.replay_sampler import Measured, ReplaySampler
-from calibrate.results import CHANGE_MAPS, ESTIMATE, MEMORY, RESULT, Result, fastest_feasible, survey
+from calibrate.results import (
+    BLOCKS,
+    CHANGE_MAPS,
+    ESTIMATE,
+    MEMORY,
+    RESULT,
+    Result,
+    fastest_feasible,
+    of_metric,
+    survey,
+)
 from calibrate.space import Space
 from calibrate.store import Generation, Heartbeat, Store
 from calibrate.store.store import policy_digest
@@ -40,9 +60,8 @@ from calibrate.target import Target, Watch
 from calibrate.trials import FAILURE, STOPPED, TURN, Tally, Upkeep, deaths
 from scope_runtime import Policy, run_policy
 
-# A candidate that has a prompt this far below the floor for the mean is not measured any further, and a clip whose
-# first frames are this far below a floor is not finished.
-_HOPELESS_DB = 6.0
+# The floors that the first frames of a clip can show to be out of reach.
+_PSNR_FLOORS = ("psnr_db", "psnr_worst_prompt_db", "psnr_worst_frame_db", "psnr_worst_block_db")
 # Repeats of measured policies are free, but a small space consists of little else after a while.
 _TRIALS_PER_CANDIDATE = 3
 # A candidate over which so many workers died (out of host memory, say) is given up.
@@ -177,7 +196,10 @@ class Search:
         )
 
     def enqueue(self, candidates: Sequence[Mapping[str, Any]]) -> None:
-        """Queues candidates to be tried before the search draws its own; ones that it already has are left out."""
+        """Queues candidates to be tried before the search draws its own; ones that it already has are left out.
+
+        What it has from before the present metric version is tried again.
+        """
         for parameters in candidates:
             self.optuna_study.enqueue_trial(dict(parameters), skip_if_exists=True)
 
@@ -198,7 +220,7 @@ class Search:
         numbers = {(case.prompt, case.seed): number for number, case in enumerate(self.study.search_cases)}
         return [
             Measured(Policy.from_dict(row.policy), numbers[row.prompt, row.seed], row.metrics or {})
-            for row in self.store.complete("candidate")
+            for row in self.store.complete("candidate", metric_version=METRIC_VERSION)
         ]
 
     def _objective(self, trial: optuna.Trial) -> tuple[float, float]:
@@ -238,8 +260,8 @@ class Search:
         wanted = policy.to_dict()
         for trial in trials:
             found = trial.user_attrs.get(RESULT)
-            if found is not None and found["policy"] == wanted:
-                return Result(**found)
+            if found is not None and found["policy"] == wanted and metric_version(found) == METRIC_VERSION:
+                return Result.from_dict(found)
         return None
 
     def _measure_and_tell(self, trial: optuna.Trial, policy: Policy) -> Result:
@@ -262,18 +284,22 @@ class Search:
         sampler = self.optuna_study.sampler
         expected = sampler.expect(policy) if isinstance(sampler, ReplaySampler) else None
         if expected is not None:
-            speedup, psnr = expected
-            figures = {"psnr_db": float(psnr.mean()), "psnr_worst_prompt_db": float(psnr.min())}
-            trial.set_user_attr(ESTIMATE, {"speedup_evaluations": speedup, "figures": figures})
+            speedup, by_case = expected
+            figures = {"psnr_db": float(by_case.mean()), "psnr_worst_prompt_db": float(by_case.min())}
+            trial.set_user_attr(
+                ESTIMATE, {"speedup_evaluations": speedup, "figures": figures, "metric_version": METRIC_VERSION}
+            )
 
     def _measure(self, trial: int, policy: Policy) -> Result:
         """Measures a policy on the search cases; what a killed run measured for it is read from the store."""
         rows: list[Generation] = []
         stopped = None
         for case in self.study.search_cases:
-            row = self.store.measured("candidate", policy.to_dict(), case.prompt, case.seed)
+            row = self.store.measured(
+                "candidate", policy.to_dict(), case.prompt, case.seed, metric_version=METRIC_VERSION
+            )
             if row is None:
-                row = self._generate(trial, policy, case)
+                row = self._generate(trial, policy, case, rows)
             rows.append(row)
             stopped = None
             if _cut_short(row, self.baselines[case]):
@@ -284,8 +310,8 @@ class Search:
                 break
         return Result.of(trial, policy.to_dict(), rows, stopped)
 
-    def _generate(self, trial: int, policy: Policy, case: Case) -> Generation:
-        """One real generation under the policy, recorded whether it succeeds or fails."""
+    def _generate(self, trial: int, policy: Policy, case: Case, before: Sequence[Generation]) -> Generation:
+        """One real generation under the policy, recorded whether it succeeds or fails, after those of other cases."""
         baseline = self.baselines[case]
         row = Generation(
             kind="candidate",
@@ -295,6 +321,7 @@ class Search:
             seed=case.seed,
             policy=policy.to_dict(),
             settings=self.target.settings.to_dict(),
+            metric_version=METRIC_VERSION,
             stock_seconds_denoise=baseline.timings.stock_seconds,
             started=datetime.now(UTC),
         )
@@ -302,14 +329,17 @@ class Search:
         try:
             try:
                 with run_policy(self.target.pipe, policy) as scope:
-                    denoised = self.target.denoise(case, self._watch(baseline))
+                    denoised = self.target.denoise(case, self._watch(baseline, before))
                 frames, seconds_decode = self.target.decode(denoised.latents)
                 seconds_denoise, row.reason = denoised.seconds, None
             except _CutShort as cut:
                 frames, row.reason = cut.frames, cut.reason
                 seconds_denoise, seconds_decode = time.monotonic() - start, 0.0
-            reference = baseline.frames[: len(frames)]
-            row.metrics = compare(reference, frames).to_dict() | {MEMORY: self.target.memory_bytes(scope.report)}
+            reference, blocks = baseline.frames[: len(frames)], self.target.block_spans(len(frames))
+            taken = self.target.memory_bytes(scope.report)
+            row.metrics = compare(reference, frames, blocks).to_dict() | {MEMORY: taken}
+            if row.reason is not None:
+                row.metrics[BLOCKS] = len(blocks)
         except Exception as error:
             # Whatever it is, out of memory included: it depends on the candidate's choices, so the next one may do.
             row.state, row.reason, row.finished = "failed", _reason(error), datetime.now(UTC)
@@ -322,22 +352,22 @@ class Search:
         row.seconds_decode = seconds_decode
         row.seconds_end_to_end = self.target.encode_seconds(case.prompt) + seconds_denoise + seconds_decode
         if row.reason is None:
-            row.reason = self._hopeless([row])
+            row.reason = self._hopeless([*before, row])
         else:
             # A ratio of like to like: stock's time for as much of the schedule.
             share = row.stock_evaluations / baseline.timings.stock_evaluations
             row.stock_seconds_denoise = share * baseline.timings.stock_seconds
         row.state, row.finished = "complete", datetime.now(UTC)
-        recorded = self.store.record(row, describe(scope.report, frame_psnr(reference, frames)))
+        recorded = self.store.record(row, describe(scope.report, frame_errors(reference, frames), blocks))
         if len(frames) == len(baseline.frames):
             # Only now: a full disk must not cost the measurement.
             self._keep_clip(policy, case, frames)
         return recorded
 
-    def _watch(self, baseline: Baseline) -> Watch | None:
+    def _watch(self, baseline: Baseline, before: Sequence[Generation]) -> Watch | None:
         """Looks at the first frames as soon as they are complete, and ends the generation where they are hopeless."""
         floors = self.study.floors
-        if floors.psnr_db is floors.psnr_worst_prompt_db is floors.psnr_worst_frame_db is None:
+        if all(getattr(floors, name) is None for name in _PSNR_FLOORS):
             return None
         looked = False
 
@@ -356,9 +386,11 @@ class Search:
                 return
             looked = len(frames) > 1
             if looked:
-                reason = _hopeless_beginning(frame_psnr(baseline.frames[: len(frames)], frames), floors)
+                errors = frame_errors(baseline.frames[: len(frames)], frames)
+                best = at_best(errors, self.target.block_spans(len(frames)), len(baseline.frames))
+                reason = self._out_of_reach([*map(_quality, before), best])
                 if reason:
-                    raise _CutShort(frames, f"{reason} in the first {len(frames)} of {len(baseline.frames)} frames")
+                    raise _CutShort(frames, f"{reason}, in the first {len(frames)} of {len(baseline.frames)} frames")
 
         return watch
 
@@ -370,27 +402,23 @@ class Search:
 
     def _hopeless(self, rows: Sequence[Generation]) -> str | None:
         """Why the prompts that are left need not be tried after those of `rows`, or None."""
-        floors, figures = self.study.floors, rows[-1].metrics or {}
-        if floors.max_memory is not None and figures[MEMORY] > floors.max_memory:
-            return f"stopped early: {figures[MEMORY] / 1e9:.3g} GB, at most {floors.max_memory / 1e9:.3g} allowed"
-        # The worst prompt is at most as good as this one; for the mean it takes a prompt that is far too poor.
-        for floor, slack in ((floors.psnr_worst_prompt_db, 0.0), (floors.psnr_db, _HOPELESS_DB)):
-            if floor is not None and figures["psnr_db"] < floor - slack:
-                return f"stopped early: {figures['psnr_db']:.1f} dB on one prompt, {floor:g} dB asked for"
-        if floors.psnr_worst_frame_db is not None and figures["psnr_worst_frame_db"] < floors.psnr_worst_frame_db:
-            return (
-                f"stopped early: {figures['psnr_worst_frame_db']:.1f} dB in one frame, "
-                f"{floors.psnr_worst_frame_db:g} dB asked for"
-            )
-        # Not even perfect clips of the other prompts could raise the mean that far.
-        left = len(self.study.search_cases) - len(rows)
-        best_ssim = (sum((row.metrics or {})["ssim"] for row in rows) + left) / len(self.study.search_cases)
-        if floors.ssim is not None and best_ssim < floors.ssim:
-            return f"stopped early: SSIM of at most {best_ssim:.3f} can be reached, {floors.ssim:g} asked for"
-        return None
+        taken = max((row.metrics or {})[MEMORY] for row in rows)
+        return self._out_of_reach([_quality(row) for row in rows], taken)
+
+    def _out_of_reach(self, known: Sequence[Quality], taken: float | None = None) -> str | None:
+        """Why a candidate cannot hold the floors even if its further clips are perfect, or None.
+
+        Args:
+            known: Of the clips that it has made: their figures, or the best that they can still come to.
+            taken: The most bytes of memory that one of them took.
+        """
+        floors, left = self.study.floors, len(self.study.search_cases) - len(known)
+        figures = floor_figures([*known, *[PERFECT] * left]) | ({} if taken is None else {MEMORY: taken})
+        missed = floors.told_missed(figures, margin=False)
+        return f"stopped early: at best it misses {missed[0]}" if missed else None
 
     def _frozen(self, trial: optuna.Trial) -> optuna.trial.FrozenTrial:
-        return self.optuna_study.get_trials(deepcopy=False)[trial.number]
+        return self.optuna_study._storage.get_trial(trial._trial_id)
 
     def _spent(self, tally: Tally, deadline: float) -> bool:
         budget = self.study.budget.trials
@@ -407,7 +435,7 @@ class Search:
 
     def _equivalents(self) -> float:
         """Full generations spent per prompt, baselines included."""
-        return self.store.equivalents() / len(self.study.search_cases)
+        return self.store.equivalents(metric_version=METRIC_VERSION) / len(self.study.search_cases)
 
     def _affordable(self, running: int) -> bool:
         """Whether `budget.equivalents` has room for one more candidate beside those that are running.
@@ -423,7 +451,7 @@ class Search:
 
     def _equivalents_each(self) -> tuple[float, bool]:
         """Full generations per prompt that a candidate is expected to take, and whether any has been measured yet."""
-        if shares := [1 / result.speedup_evaluations for result in survey(self.store)]:
+        if shares := [1 / result.speedup_evaluations for result in of_metric(survey(self.store))]:
             return statistics.median(shares), True
         exact = [baseline.timings.exact_evaluations for baseline in self.baselines.values()]
         stock = [baseline.timings.stock_evaluations for baseline in self.baselines.values()]
@@ -452,10 +480,10 @@ class Search:
         return f"{spent} full generations spent, {self._best(latest)}"
 
     def _best(self, latest: Result | None) -> str:
-        results = survey(self.store) + ([latest] if latest else [])
+        results = of_metric(survey(self.store)) + ([latest] if latest else [])
         best = fastest_feasible(results, self.study.floors)
         if best is None:
-            return "none above the floors"
+            return f"none above the floors{self.study.floors.with_margin}"
         return f"best {best.speedup_evaluations:.2f}x, {best.figures['psnr_db']:.1f} dB"
 
 
@@ -464,23 +492,32 @@ def _cut_short(row: Generation, baseline: Baseline) -> bool:
     return (row.stock_evaluations or 0) < baseline.timings.stock_evaluations
 
 
-def _hopeless_beginning(psnr_db: Sequence[float], floors: Floors) -> str | None:
-    """Why a clip need not be finished, given the PSNR of its first frames, or None.
+def _quality(row: Generation) -> Quality:
+    return Quality.of(row.metrics or {})
 
-    The worst frame can only get worse. A mean can recover, but not much, because later blocks attend to earlier ones:
-    in 51 runs of the reference study, whole clips were at most 3.4 dB better than their first block.
+
+class ComparableTrials(optuna.Study):
+    """Optuna's study without the complete trials whose figures have another metric version.
+
+    They stay in the database; but counting, sampling and looking for repeats go by trials that can be compared.
     """
-    mean, worst = statistics.fmean(psnr_db), min(psnr_db)
-    if floors.psnr_worst_frame_db is not None and worst < floors.psnr_worst_frame_db:
-        return f"stopped early: {worst:.1f} dB in one frame, {floors.psnr_worst_frame_db:g} dB asked for,"
-    for floor in (floors.psnr_worst_prompt_db, floors.psnr_db):
-        if floor is not None and mean < floor - _HOPELESS_DB:
-            return f"stopped early: {mean:.1f} dB, {floor:g} dB asked for,"
-    return None
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [trial for trial in super()._get_trials(deepcopy, states, use_cache) if not _measured_otherwise(trial)]
+
+
+def _measured_otherwise(trial: FrozenTrial) -> bool:
+    return (
+        trial.state == TrialState.COMPLETE
+        and RESULT in trial.user_attrs
+        and metric_version(trial.user_attrs[RESULT]) != METRIC_VERSION
+    )
 
 
 def open_optuna_study(store: Store, *, create: bool, heartbeat: Heartbeat | None = None) -> optuna.Study:
-    """Optuna's study of the same name in the same database.
+    """Optuna's study of the same name in the same database, with the trials that can be compared.
 
     Args:
         store: Our records of the study.
@@ -501,9 +538,8 @@ def open_optuna_study(store: Store, *, create: bool, heartbeat: Heartbeat | None
             )
             if study.metric_names is None:
                 study.set_metric_names(["speed-up in block evaluations", "PSNR in dB"])
-            return study
         try:
-            return optuna.load_study(study_name=store.study.name, storage=storage)
+            return ComparableTrials(study_name=store.study.name, storage=storage)
         except KeyError as error:
             raise CalibrateError(
                 f"name: study {store.study.name!r} has hardly been started; continue it with `scope-calibrate run`."
@@ -520,7 +556,8 @@ def plain_sampler(seed: int) -> optuna.samplers.BaseSampler:
 
 
 def _line(result: Result, floors: Floors) -> str:
-    remark = result.stopped or ("" if result.feasible(floors) else "below the floors")
+    missed = " and ".join(floors.told_missed(result.figures, margin=True))
+    remark = result.stopped or (f"misses {missed}" if missed else "")
     return f"Candidate {result.trial}: {result}" + (f" - {remark}" if remark else "")
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import linregress, spearmanr
 
-from calibrate.quality import PSNR_CEILING_DB
+from calibrate.quality import PSNR_CEILING_DB, psnr
 from calibrate.replay import CHANNELS, LEVELS
 
 # Strength of the prior, in observations.
@@ -44,8 +44,9 @@ class Observed:
 
     Attributes:
         case: The number of its case.
-        errors: Replayed magnitudes [blocks, `CHANNELS`]; see `calibrate.replay.Replayed`.
-        psnr_db: What the real run measured against the stock run.
+        errors: Replayed magnitudes [blocks, `CHANNELS`] of the blocks that were measured; see
+            `calibrate.replay.Replayed`.
+        psnr_db: What the real run measured against the stock run: the PSNR of their mean squared error.
     """
 
     case: int
@@ -87,7 +88,7 @@ class Sensitivity:
         energies = np.stack([_energies(o.errors) for o in usable])
         target = 10 ** (-np.array([o.psnr_db for o in usable]) / 10)
         weights = _fit_weights(energies, target)
-        modelled, measured = _to_psnr(energies @ weights), np.array([o.psnr_db for o in usable])
+        modelled, measured = psnr(energies @ weights), np.array([o.psnr_db for o in usable])
         slope, intercept = _line(modelled, measured)
         residuals = measured - (intercept + slope * modelled)
         cases = np.array([o.case for o in usable])
@@ -112,17 +113,13 @@ class Sensitivity:
             cases: Their numbers, for what is known of each; None for cases that no run was made of.
         """
         offsets = np.array([self.offsets.get(case, 0.0) for case in cases]) if cases is not None else 0.0
-        modelled = self.intercept + self.slope * _to_psnr(_energies(errors) @ self.weights) + offsets
+        modelled = self.intercept + self.slope * psnr(_energies(errors) @ self.weights) + offsets
         return np.where(errors.any(axis=(-2, -1)), np.minimum(modelled, PSNR_CEILING_DB), PSNR_CEILING_DB)
 
 
 def _energies(errors: NDArray[np.float64]) -> NDArray[np.float64]:
     """[..., blocks, channels] to mean squares over blocks [..., channels]."""
     return np.square(errors).mean(axis=-2)
-
-
-def _to_psnr(mse: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.minimum(-10 * np.log10(np.maximum(mse, 10 ** (-PSNR_CEILING_DB / 10))), PSNR_CEILING_DB)
 
 
 def _fit_weights(energies: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,29 @@ class SkyReelsV2Target(Target):
         """What recording a baseline's trace takes."""
         channels = self.pipe.transformer.config.out_channels
         return TraceSize.of(self.generation, channels, self.pipe.vae_scale_factor_spatial)
+
+    def _block_ends(self) -> Sequence[int]:
+        """Of every window, the blocks that it adds to the clip."""
+        generation, step = self.generation, self.pipe.vae_scale_factor_temporal
+        block = generation.causal_block_size
+
+        def latent_frames(frames: int) -> int:
+            return (frames - 1) // step + 1
+
+        whole = latent_frames(generation.num_frames)
+        overlap = None if generation.overlap_history is None else latent_frames(generation.overlap_history)
+        window = whole if overlap is None else min(whole, latent_frames(generation.base_num_frames))
+        ends: list[int] = []
+        done = 0
+        while done < whole:
+            # A later window begins with what the one before it has made of the same frames.
+            known = overlap if done and overlap is not None else 0
+            made = min(known + whole - done, window)
+            inner = range(known // block * block + block, made, block)
+            ends += [done - known + end for end in (*inner, made)]
+            done += made - known
+        # The first latent frame is one frame, every other is `step` of them.
+        return [(end - 1) * step + 1 for end in ends]
 
     def _encode(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings of the prompt and of the negative prompt (None without guidance)."""

@@ -6,6 +6,7 @@ Paths that a study reads (`model.path`) are relative to the study file; paths th
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -266,16 +267,22 @@ class SearchSpace(_Strict):
         return ["step", "noise-level"] if order == 1 else ["step"]
 
 
+# The floors that a safety margin is added to.
+_WITH_MARGIN = ("psnr_db", "psnr_worst_prompt_db")
+
+
 class Floors(_Strict):
     """Quality that a policy must reach; a floor left out is not asked for. `max_memory` (such as 40GB) is a ceiling.
 
-    `safety_margin_db` is added to the two PSNR floors while searching and picking, because a policy that only just
-    holds on the search prompts will not hold on others. Held-out evidence is judged by the floors themselves.
+    `psnr_db` is the mean over prompts of the PSNR of each clip's mean squared error. `safety_margin_db` is added to it
+    and to the worst prompt's floor while searching and picking, because a policy that only just holds on the search
+    prompts will not hold on others. Held-out evidence is judged by the floors themselves.
     """
 
     psnr_db: float | None = Field(default=35.0, ge=0, le=100)
     psnr_worst_prompt_db: float | None = Field(default=30.0, ge=0, le=100)
     psnr_worst_frame_db: float | None = Field(default=None, ge=0, le=100)
+    psnr_worst_block_db: float | None = Field(default=None, ge=0, le=100)
     ssim: float | None = Field(default=None, ge=0, le=1)
     temporal_psnr_db: float | None = Field(default=None, ge=0, le=100)
     max_memory: ByteSize | None = Field(default=None, gt=0, lt=10**18)
@@ -288,13 +295,47 @@ class Floors(_Strict):
             figures: What `calibrate.quality.floor_figures` returns.
             margin: Whether to ask for the safety margin on top.
         """
-        floors = self.model_dump(exclude={"safety_margin_db", "max_memory"}, exclude_none=True)
-        extra = self.safety_margin_db if margin else 0.0
-        with_margin = ("psnr_db", "psnr_worst_prompt_db")
-        missed = {name: floor + extra * (name in with_margin) - figures[name] for name, floor in floors.items()}
+        # What was never measured cannot be said to hold.
+        missed = {name: asked - figures.get(name, -math.inf) for name, asked in self.demands(margin=margin).items()}
         if self.max_memory is not None and "memory_bytes" in figures:
             missed["max_memory"] = figures["memory_bytes"] - self.max_memory
         return missed
+
+    def demands(self, *, margin: bool) -> dict[str, float]:
+        """What each floor that is asked for comes to; see `shortfalls`."""
+        floors = self.model_dump(exclude={"safety_margin_db", "max_memory"}, exclude_none=True)
+        extra = self.safety_margin_db if margin else 0.0
+        return {name: floor + extra * (name in _WITH_MARGIN) for name, floor in floors.items()}
+
+    def told_missed(self, figures: dict[str, float], *, margin: bool) -> list[str]:
+        """One phrase per floor that `figures` miss, with what the floor asks for; see `shortfalls`."""
+        return [
+            f"{name} by {_amount(name, by)} ({self.told(name, margin=margin)})"
+            for name, by in self.shortfalls(figures, margin=margin).items()
+            if by > 0
+        ]
+
+    def told(self, name: str, *, margin: bool) -> str:
+        """A floor in words, such as "floor 35 dB with its margin of 1 dB"."""
+        value = _amount(name, getattr(self, name), ".10g")
+        if name == "max_memory":
+            return f"at most {value}"
+        if name not in _WITH_MARGIN or not self.safety_margin_db:
+            return f"floor {value}"
+        return f"floor {value} {'with' if margin else 'without'} its margin of {self.safety_margin_db:g} dB"
+
+    @property
+    def with_margin(self) -> str:
+        """What "above the floors" means while searching and picking: words to put behind these."""
+        asked = any(getattr(self, name) is not None for name in _WITH_MARGIN)
+        return f" with their safety margin of {self.safety_margin_db:g} dB" if asked and self.safety_margin_db else ""
+
+
+def _amount(name: str, value: float, form: str = ".3g") -> str:
+    """A figure that a floor is set on, with its unit."""
+    if name == "max_memory":
+        return f"{value / 1e9:{form}} GB"
+    return f"{value:{form}} dB" if name.endswith("_db") else f"{value:{form}}"
 
 
 class Budget(_Strict):

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from calibrate.devices import require_device
-from calibrate.quality import Frames
+from calibrate.quality import Frames, Span
 from calibrate.study_file import Case, Generation, ModelSpec
 from calibrate.trace import TraceSize
 from scope_runtime import ModelIdentity, Report, Settings
@@ -102,6 +103,19 @@ class Target(ABC):
     @abstractmethod
     def trace_size(self) -> TraceSize:
         """What recording a baseline's trace takes."""
+
+    @abstractmethod
+    def _block_ends(self) -> Sequence[int]:
+        """The frame after each block's last, block by block, in the whole decoded clip."""
+
+    def block_spans(self, frames: int) -> list[Span]:
+        """The frames [start, end) that the latent frames of each block are decoded to.
+
+        Args:
+            frames: Of the clip, or of a beginning of it.
+        """
+        ends = [end for end in self._block_ends() if end < frames]
+        return list(pairwise([0, *ends, frames]))
 
     @abstractmethod
     def _encode(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -94,7 +94,7 @@ class Tally:
 
 def deaths(study: optuna.Study, trial: FrozenTrial) -> int:
     """How many workers died over this trial and those that it repeats; stopping one by hand does not count."""
-    trials = study.get_trials(deepcopy=False)
+    trials = {known.number: known for known in study.get_trials(deepcopy=False)}
     numbers = RetryHeartbeatStaleTrialCallback.retry_history(trial)
     return sum(trials[number].user_attrs.get(STOPPED) != number for number in numbers)
 

@@ -7,6 +7,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from calibrate.export import Exported, Exporter
 from calibrate.outputs import require_cache, require_profile_path
 from calibrate.paired import measure_pairs, verdict
 from calibrate.progress import Narrator
+from calibrate.quality import METRIC_VERSION, psnr_meaning
 from calibrate.quiet import quiet_optuna
 from calibrate.recheck import recheck
-from calibrate.results import CHANGE_MAPS, fastest_feasible, front, survey, with_policies
+from calibrate.results import CHANGE_MAPS, Result, fastest_feasible, front, of_metric, survey, with_policies
 from calibrate.scores import Scores
 from calibrate.search import Search, open_optuna_study
 from calibrate.store import Storage, Store, masked_url
@@ -159,7 +161,7 @@ def _policies_of(warm_start: Path) -> list[Policy]:
     if warm_start.suffix not in (".yaml", ".yml"):
         return [Profile.load(warm_start).policy]
     with open_session(warm_start, Narrator()) as other:
-        entries = pareto_front(other)
+        entries = pareto_front(other).entries
     if not entries:
         raise CalibrateError(f"--warm-start: {warm_start} has measured no candidate yet; run it first.")
     above = [entry for entry in entries if entry["feasible"]]
@@ -175,7 +177,8 @@ def status(session: Session) -> dict[str, Any]:
     """How far a study has come."""
     store = session.find()
     study = session.file.study
-    results = survey(store)
+    everything = survey(store)
+    results = of_metric(everything)
     states = trial_states(store.storage, study.name)
     best = fastest_feasible(results, study.floors)
     last_activity = store.last_activity()
@@ -194,9 +197,12 @@ def status(session: Session) -> dict[str, Any]:
         "change_maps": _change_maps(store),
         "candidates": len(results),
         "budget_trials": study.budget.trials,
-        "equivalents": store.equivalents() / len(study.search_cases),
+        "equivalents": store.equivalents(metric_version=METRIC_VERSION) / len(study.search_cases),
         "budget_equivalents": study.budget.equivalents,
         "feasible": sum(result.feasible(study.floors) for result in results),
+        "margin_db": study.floors.safety_margin_db,
+        "metric_version": METRIC_VERSION,
+        "set_apart": _set_apart(everything),
         "best": with_policies(store, [best])[0].to_dict() if best else None,
         "profiles": [
             {"path": record.path, "trial": record.trial_number, "rule": record.rule, "created": str(record.created)}
@@ -255,7 +261,7 @@ def compare(studies: Sequence[Path]) -> list[dict[str, Any]]:
             settings.append(
                 _flat(session.file.study.model_dump(mode="json", include={"model", "generation", "floors"}))
             )
-            kept = ("study", "storage", "candidates", "feasible", "best", "generations")
+            kept = ("study", "storage", "candidates", "feasible", "best", "generations", "set_apart")
             compared.append(
                 {key: state[key] for key in kept} | {"exported": profiles[-1].profile["evidence"] if profiles else None}
             )
@@ -277,15 +283,59 @@ def _refuse_busy(session: Session, store: Store) -> None:
         )
 
 
-def pareto_front(session: Session) -> list[dict[str, Any]]:
-    """The best trade-offs above the floors, fastest first, and after them what only lies below the floors."""
+@dataclass(frozen=True)
+class Front:
+    """The best trade-offs of one metric version.
+
+    Attributes:
+        entries: Those above the floors, fastest first, and after them what only lies below the floors. Each is a
+            `Result` as JSON, and says with it whether it is `feasible`, which floors it has `missed` and what `psnr`
+            means.
+        set_apart: How many candidates have figures of another version than the present one, and what these mean.
+    """
+
+    entries: list[dict[str, Any]]
+    set_apart: dict[str, Any]
+
+
+def pareto_front(session: Session, *, earlier: bool = False) -> Front:
+    """The front of what the present version measured, or else of what the newest earlier one did.
+
+    Args:
+        session: The study.
+        earlier: Whether to list what the newest earlier version measured in any case.
+    """
     store = session.find()
-    results = survey(store)
+    everything = survey(store)
+    results = ([] if earlier else of_metric(everything)) or _newest_earlier(everything)
     floors = session.file.study.floors
     feasible = front([result for result in results if result.feasible(floors)])
     beyond = [result for result in front(results) if result not in feasible]
     full = with_policies(store, feasible + beyond)
-    return [{**result.to_dict(), "feasible": number < len(feasible)} for number, result in enumerate(full)]
+    entries = [
+        {
+            **result.to_dict(),
+            "feasible": number < len(feasible),
+            "missed": floors.told_missed(result.figures, margin=True),
+            "psnr": psnr_meaning(result.metric_version),
+        }
+        for number, result in enumerate(full)
+    ]
+    return Front(entries, _set_apart(everything))
+
+
+def _set_apart(results: Sequence[Result]) -> dict[str, Any]:
+    earlier = _newest_earlier(results)
+    return {
+        "candidates": len(results) - len(of_metric(results)),
+        "psnr_db": psnr_meaning(earlier[0].metric_version) if earlier else None,
+    }
+
+
+def _newest_earlier(results: Sequence[Result]) -> list[Result]:
+    """The results of the newest metric version before the present one."""
+    versions = {result.metric_version for result in results} - {METRIC_VERSION}
+    return of_metric(results, max(versions)) if versions else []
 
 
 def verify(profile_path: Path, study: Path | None, model: Path | None, narrator: Narrator) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from calibrate.errors import CalibrateError
 from calibrate.store import masked_url
 from dashboard import cache
 from dashboard.live import watch
-from dashboard.page import INSIGHT, POLICY, STUDIES, TRADE_OFF, VIEWS, Page, sidebar, style
+from dashboard.page import INSIGHT, POLICY, STUDIES, TRADE_OFF, VIEWS, Page, note_meaning, sidebar, style
 from dashboard.views import front, insight, studies, trial
 from dashboard.wording import plain
 from scope_runtime import ScopeError
@@ -78,6 +78,7 @@ def _draw() -> None:
         label_visibility="collapsed",
     )
     page = sidebar(storage, heartbeat, [overview.study.name for overview in found])
+    note_meaning(page)
     if view == STUDIES:
         studies.show(page, found)
     else:

@@ -12,7 +12,8 @@ import pandas as pd
 import sqlalchemy.exc
 
 from calibrate.errors import CalibrateError
-from calibrate.results import ESTIMATE, RESULT, Result, front_indices, results_in
+from calibrate.quality import METRIC_VERSION, metric_version, psnr_meaning
+from calibrate.results import ESTIMATE, RESULT, Result, front_indices, of_metric, results_in
 from calibrate.store import ProfileRecord, Storage, StudyRecord, browse
 from calibrate.study_file import Floors, Study, recorded_study
 from dashboard.measures import QUALITY, SPEED
@@ -23,7 +24,7 @@ FIGURES = (*SPEED, *QUALITY)
 
 @dataclass(frozen=True)
 class StudyData:
-    """Everything that was measured for one study.
+    """Everything that was measured for one study by one version of the figures.
 
     Attributes:
         record: The study.
@@ -36,6 +37,9 @@ class StudyData:
         full_compute: Stock and exact mode on the search cases.
         profiles: Exports, oldest first.
         replayed: Policies with both, ``estimate_psnr_db`` from a replay and ``psnr_db`` from real generations.
+        metric_version: What the figures mean; see `calibrate.quality.METRIC_VERSION`.
+        earlier: The same of the newest earlier version by which anything was measured, or None. The two are never drawn
+            together.
     """
 
     record: StudyRecord
@@ -47,6 +51,13 @@ class StudyData:
     full_compute: Mapping[str, browse.FullCompute]
     profiles: Sequence[ProfileRecord]
     replayed: pd.DataFrame
+    metric_version: int = METRIC_VERSION
+    earlier: StudyData | None = None
+
+    @property
+    def meaning(self) -> str:
+        """What PSNR means here."""
+        return psnr_meaning(self.metric_version)
 
     @property
     def exact_speedup(self) -> dict[str, float]:
@@ -72,7 +83,7 @@ class StudyData:
         return min(1.0, share)
 
     def profile_of(self, trial: int) -> ProfileRecord | None:
-        """The newest export of a trial, with evidence from held-out prompts."""
+        """The newest export of a trial, with evidence from held-out prompts, whatever version that has."""
         return next((record for record in reversed(self.profiles) if record.trial_number == trial), None)
 
 
@@ -96,23 +107,36 @@ def _load(storage: Storage, name: str) -> StudyData:
     study = recorded_study(record.yaml_text)
     trials = browse.trials(storage, name, (RESULT, _FAILURE, ESTIMATE))
     results = results_in(trial.attributes for trial in trials if trial.state == "COMPLETE")
-    estimates = {
-        t.number: t.attributes[ESTIMATE] for t in trials if t.attributes.keys() & {RESULT, ESTIMATE} == {ESTIMATE}
-    }
     states: dict[str, int] = {}
     for trial in trials:
         states[trial.state.lower()] = states.get(trial.state.lower(), 0) + 1
-    return StudyData(
-        record=record,
-        study=study,
-        points=_points(results, estimates),
-        results={result.trial: result for result in results},
-        failures={t.number: str(t.attributes[_FAILURE]) for t in trials if _FAILURE in t.attributes},
-        states=states,
-        full_compute=browse.full_compute(storage, record.id),
-        profiles=browse.profiles(storage, record.id),
-        replayed=_replayed(trials),
-    )
+    shared: dict[str, Any] = {
+        "record": record,
+        "study": study,
+        "failures": {t.number: str(t.attributes[_FAILURE]) for t in trials if _FAILURE in t.attributes},
+        "states": states,
+        "full_compute": browse.full_compute(storage, record.id),
+        "profiles": browse.profiles(storage, record.id),
+    }
+    versions = {result.metric_version for result in results} - {METRIC_VERSION}
+    earlier = StudyData(**shared, **_figures(trials, results, max(versions))) if versions else None
+    return StudyData(**shared, **_figures(trials, results, METRIC_VERSION), earlier=earlier)
+
+
+def _figures(trials: Sequence[browse.Trial], results: Sequence[Result], version: int) -> dict[str, Any]:
+    """What there is of one version of the figures."""
+    alike = of_metric(results, version)
+    estimates = {
+        t.number: t.attributes[ESTIMATE]
+        for t in trials
+        if t.attributes.keys() & {RESULT, ESTIMATE} == {ESTIMATE} and metric_version(t.attributes[ESTIMATE]) == version
+    }
+    return {
+        "points": _points(alike, estimates),
+        "results": {result.trial: result for result in alike},
+        "replayed": _replayed(trials, version),
+        "metric_version": version,
+    }
 
 
 def feasible(points: pd.DataFrame, floors: Floors) -> pd.Series:
@@ -163,8 +187,13 @@ def _points(results: Sequence[Result], estimates: Mapping[int, Mapping[str, Any]
     return frame.astype(dict.fromkeys(FIGURES, "float64") | {"trial": "int64", "cases": "int64", "estimated": "bool"})
 
 
-def _replayed(trials: Sequence[browse.Trial]) -> pd.DataFrame:
-    both = [t.attributes for t in trials if {RESULT, ESTIMATE} <= t.attributes.keys()]
+def _replayed(trials: Sequence[browse.Trial], version: int) -> pd.DataFrame:
+    both = [
+        t.attributes
+        for t in trials
+        if {RESULT, ESTIMATE} <= t.attributes.keys()
+        and {metric_version(t.attributes[key]) for key in (RESULT, ESTIMATE)} == {version}
+    ]
     # An estimate is for all search cases.
     both = [attributes for attributes in both if not attributes[RESULT]["stopped"]]
     rows = [(a[ESTIMATE]["figures"]["psnr_db"], a[RESULT]["figures"]["psnr_db"]) for a in both]

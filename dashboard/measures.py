@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from calibrate.quality import METRIC_VERSION, REDEFINED, psnr_meaning
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ QUALITY = {
     for measure in (
         Measure("psnr_db", "PSNR against stock, mean of the search prompts (dB)", "PSNR, mean", None, ".1f"),
         Measure("psnr_worst_prompt_db", "PSNR against stock, worst prompt (dB)", "PSNR, worst prompt", None, ".1f"),
+        Measure("psnr_worst_block_db", "PSNR against stock, worst block (dB)", "PSNR, worst block", None, ".1f"),
         Measure("psnr_worst_frame_db", "PSNR against stock, worst frame (dB)", "PSNR, worst frame", None, ".1f"),
         Measure("ssim", "SSIM against stock, mean (1 is identical)", "SSIM", 1.0, ".4f"),
         Measure("temporal_psnr_db", "PSNR of frame-to-frame motion against stock (dB)", "PSNR of motion", None, ".1f"),
@@ -51,3 +55,14 @@ SPEED = {
         Measure("speedup_denoise", "Speed-up: stock denoising seconds / seconds taken (x)", "Wall clock", 1.0, ".2f"),
     )
 }
+
+
+def quality_measures(metric_version: int) -> Mapping[str, Measure]:
+    """`QUALITY` for figures of a metric version: what means something else than today says so on its axis."""
+    if metric_version == METRIC_VERSION:
+        return QUALITY
+    told = f" - {psnr_meaning(metric_version)}"
+    return {
+        key: replace(measure, label=measure.label + told) if key in REDEFINED else measure
+        for key, measure in QUALITY.items()
+    }

@@ -9,12 +9,13 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from calibrate.quality import METRIC_VERSION
 from calibrate.results import Result
 from calibrate.store import Storage
 from calibrate.study_file import Floors
 from dashboard import cache
 from dashboard.data import StudyData, best_point, feasible
-from dashboard.measures import QUALITY, SPEED, Measure
+from dashboard.measures import SPEED, Measure, quality_measures
 from dashboard.theme import Palette, palette
 from dashboard.wording import plain
 
@@ -103,7 +104,7 @@ def colours() -> Palette:
 def tiles(page: Page, result: Result) -> None:
     """The figures of a policy on the search prompts, in one row."""
     figures = result.figures
-    floors = page.floors.shortfalls(figures, margin=False)
+    floors = page.floors
     row = st.columns(5, gap="small")
     worst = "psnr_worst_prompt_db"
     shown = (
@@ -114,12 +115,17 @@ def tiles(page: Page, result: Result) -> None:
             "Block evaluations: stock's over this policy's; the same on any machine",
         ),
         ("Denoising", f"{result.speedup_denoise:.2f}x", "faster", "Wall clock, not paired: a hint"),
-        ("PSNR, mean", f"{figures['psnr_db']:.1f} dB", _over(floors, "psnr_db"), "Against the stock clips"),
-        ("PSNR, worst", f"{figures[worst]:.1f} dB", _over(floors, worst), "The prompt that comes out worst"),
+        (
+            "PSNR, mean",
+            f"{figures['psnr_db']:.1f} dB",
+            _over(floors, figures, "psnr_db"),
+            f"Mean over the search prompts, against the stock clips: {page.data.meaning}",
+        ),
+        ("PSNR, worst", f"{figures[worst]:.1f} dB", _over(floors, figures, worst), "The prompt that comes out worst"),
         ("SSIM", f"{figures['ssim']:.4f}" if "ssim" in figures else "not kept", "1 is identical", "Mean of all frames"),
     )
     for column, (label, value, remark, meaning) in zip(row, shown, strict=True):
-        judged = remark is not None and remark.endswith("floor")
+        judged = remark is not None and "floor" in remark
         column.metric(
             label,
             value,
@@ -138,7 +144,7 @@ def sidebar(opened: Storage, heartbeat: tuple[Any, ...], names: list[str]) -> Pa
         st.markdown("### scope-calibrate")
         _note_missing(names)
         name = st.selectbox("Study", names, key="study", bind="query-params", on_change=_forget_trial)
-        data = cache.study(opened, opened.url.render_as_string(hide_password=False), str(name), heartbeat)
+        data = _one_version(cache.study(opened, opened.url.render_as_string(hide_password=False), str(name), heartbeat))
         st.markdown("##### Axes")
         speed = st.segmented_control(
             "Speed-up in",
@@ -151,11 +157,36 @@ def sidebar(opened: Storage, heartbeat: tuple[Any, ...], names: list[str]) -> Pa
             help="Block evaluations do not depend on the machine. Wall clock is denoising time on the study's machine, "
             "not paired, so only a hint; an export measures it paired.",
         )
+        measures = quality_measures(data.metric_version)
         quality = st.selectbox(
-            "Quality", list(QUALITY), format_func=lambda key: QUALITY[key].short, key="quality", bind="query-params"
+            "Quality", list(measures), format_func=lambda key: measures[key].short, key="quality", bind="query-params"
         )
         floors = _floor_sliders(data.study.floors)
-    return Page(opened, heartbeat, data, SPEED[str(speed)], QUALITY[str(quality)], floors, colours())
+    return Page(opened, heartbeat, data, SPEED[str(speed)], measures[str(quality)], floors, colours())
+
+
+def _one_version(data: StudyData) -> StudyData:
+    """What is measured now, or what an earlier version measured where that is all there is, or is asked for."""
+    if data.earlier is None:
+        return data
+    if data.results and not st.toggle(
+        f"Measured before ({len(data.earlier.results):,})",
+        key="earlier",
+        bind="query-params",
+        on_change=_forget_trial,
+        help=f"Policies whose PSNR is the {data.earlier.meaning}. They are never set beside new ones.",
+    ):
+        return data
+    return data.earlier
+
+
+def note_meaning(page: Page) -> None:
+    """Says so where the figures do not mean what they would mean if they were measured today."""
+    if page.data.metric_version != METRIC_VERSION:
+        st.warning(
+            f"Measured by an earlier program: PSNR is the {page.data.meaning}. These figures cannot be compared with "
+            "new ones; `scope-calibrate run` measures anew."
+        )
 
 
 def _floor_sliders(floors: Floors) -> Floors:
@@ -172,11 +203,13 @@ def _floor(label: str, key: str, value: float | None) -> float | None:
     return chosen or None
 
 
-def _over(shortfalls: dict[str, float], name: str) -> str | None:
-    """How far above its floor a figure is."""
-    if name not in shortfalls:
+def _over(floors: Floors, figures: dict[str, float], name: str) -> str | None:
+    """How far above its floor, with the margin that is asked for while searching, a figure is."""
+    short = floors.shortfalls(figures, margin=True).get(name)
+    if short is None:
         return None
-    return f"{-shortfalls[name]:+.1f} {'over' if shortfalls[name] <= 0 else 'under'} floor"
+    margin = f" + {floors.safety_margin_db:g} dB" if floors.safety_margin_db else ""
+    return f"{-short:+.1f} {'over' if short <= 0 else 'under'} floor{margin}"
 
 
 def _note_missing(names: list[str]) -> None:

@@ -19,14 +19,6 @@ from calibrate.results import Result
 from calibrate.study_file import Floors
 from dashboard.data import StudyData, best_point, front
 
-_FLOOR_NAMES = {
-    "psnr_db": "mean PSNR",
-    "psnr_worst_prompt_db": "worst prompt's PSNR",
-    "psnr_worst_frame_db": "worst frame's PSNR",
-    "ssim": "SSIM",
-    "temporal_psnr_db": "PSNR of motion",
-}
-
 _PUNCTUATION = re.compile(f"([{re.escape(string.punctuation)}])")
 # What is made into icons, emoji and links after backslashes have been taken away: an invisible character parts it.
 _LATE = re.compile(r"(?<=:)(?=[\w+-])|(?<=http:)(?=//)|(?<=https:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
@@ -52,20 +44,21 @@ def file_name(path: str, suffix: str) -> str:
     return (re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip(".-") or "profile") + suffix
 
 
-def headline(best: Result | None, feasible: int, measured: int) -> str:
-    """What this model gains, in one sentence."""
+def headline(best: Result | None, feasible: int, measured: int, with_margin: str = "") -> str:
+    """What this model gains, in one sentence; `with_margin` as `Floors.with_margin` says it."""
     if not measured:
         return "No policy has been measured yet."
     if best is None:
         return (
-            f"None of the {measured:,} measured policies holds the quality floors yet: lower one to see what is near."
+            f"None of the {measured:,} measured policies holds the quality floors{with_margin} yet: lower one to "
+            "see what is near."
         )
     figures = best.figures
     return (
         f"This model can make its videos with **{best.speedup_evaluations:.2f}x fewer block evaluations** at "
         f"**{figures['psnr_db']:.1f} dB** against the stock video (worst prompt "
-        f"{figures['psnr_worst_prompt_db']:.1f} dB): the fastest of {feasible:,} policies above the floors, out of "
-        f"{measured:,} measured."
+        f"{figures['psnr_worst_prompt_db']:.1f} dB): the fastest of {feasible:,} policies above the floors"
+        f"{with_margin}, out of {measured:,} measured."
     )
 
 
@@ -167,10 +160,8 @@ def _one_line(text: object) -> str:
 def _floors_line(result: Result, floors: Floors) -> str:
     if result.stopped:
         return f"Not measured on all search prompts: {plain(result.stopped)}."
-    missed = {name: by for name, by in floors.shortfalls(result.figures, margin=True).items() if by > 0}
-    if missed:
-        told = ", ".join(f"{_FLOOR_NAMES[name]} by {by:.3g}" for name, by in missed.items())
-        return f"Misses the floors (with the margin of {floors.safety_margin_db:g} dB): {told}."
+    if missed := floors.told_missed(result.figures, margin=True):
+        return f"Misses {' and '.join(missed)}."
     return f"Holds every floor with the margin of {floors.safety_margin_db:g} dB."
 
 

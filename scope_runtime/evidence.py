@@ -20,7 +20,7 @@ REQUIRED_EVIDENCE = (
 """Held-out figures without which nobody should trust a profile."""
 
 # What later readers take for granted of the figures and parts that may be left out.
-_FIGURES = ("temporal_psnr_db", "flicker", "motion_error_px")
+_FIGURES = ("psnr_worst_block_db", "temporal_psnr_db", "flicker", "motion_error_px")
 _TABLES_OF_FIGURES = ("scores", "missed_floors")
 _OBJECTS = ("exact", "floors", "hardware", "intervals", "metrics", "search", "timing", "versions", "worst_prompt")
 
@@ -36,6 +36,8 @@ def check_evidence(evidence: Any) -> None:
     for name in REQUIRED_EVIDENCE:
         _check.figure(evidence, name, where)
     _check.integer(evidence, "n", where, minimum=1)
+    if "metric_version" in evidence:
+        _check.integer(evidence, "metric_version", where, minimum=1)
     for name in _given(evidence, _FIGURES):
         _check.figure(evidence, name, where)
     for name in _given(evidence, (*_OBJECTS, *_TABLES_OF_FIGURES)):

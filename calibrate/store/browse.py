@@ -21,7 +21,7 @@ from calibrate.errors import CalibrateError
 from calibrate.store.models import Environment, Generation, GenerationDetail, ProfileRecord, StudyRecord
 from calibrate.store.optuna_tables import ATTRIBUTES, PARAMETERS, STUDIES, TRIALS, trial_states
 from calibrate.store.storage import Storage
-from calibrate.store.store import policy_digest
+from calibrate.store.store import measured_by, policy_digest
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,12 @@ def full_compute(storage: Storage, study_id: int) -> dict[str, FullCompute]:
         }
 
 
-def measurements(storage: Storage, study_id: int, policy: dict[str, Any]) -> list[tuple[Generation, dict[str, Any]]]:
+def measurements(
+    storage: Storage, study_id: int, policy: dict[str, Any], metric_version: int | None = None
+) -> list[tuple[Generation, dict[str, Any]]]:
     """The complete generations under a policy, each with its detail (empty if none was kept).
+
+    If a version of the quality figures is given, those that were measured by another one are left out.
 
     Those of the search cases come first, then those of the held-out cases, in the order in which they were made.
     """
@@ -188,6 +192,7 @@ def measurements(storage: Storage, study_id: int, policy: dict[str, Any]) -> lis
             Generation.state == "complete",
             Generation.kind.in_(("candidate", "held_out_scope")),
             Generation.policy_digest == policy_digest(policy),
+            *measured_by(metric_version),
         )
         .order_by(Generation.kind, Generation.id)
     )

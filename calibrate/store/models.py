@@ -63,11 +63,14 @@ class Generation(Base):
 
     `kind` is `stock` or `exact` for full-compute runs of a search case, `candidate` for a policy on a search case, and
     `held_out_stock`, `held_out_exact` and `held_out_scope` for the paired runs of an export.
+
+    `metric_version` is that of `calibrate.quality` for the quality figures in `metrics`, and 0 where there are none.
     """
 
     __tablename__ = "scope_generation"
     __table_args__ = (
-        # A measurement is made once: two complete rows for one policy, prompt and seed are a fault.
+        # A measurement is made once: two complete rows for one policy, prompt and seed are a fault, unless the figures
+        # of the one mean something else.
         Index(
             "ux_scope_generation_measured_once",
             "study_id",
@@ -75,6 +78,7 @@ class Generation(Base):
             "policy_digest",
             "prompt_digest",
             "seed",
+            "metric_version",
             unique=True,
             sqlite_where=text("state = 'complete' AND kind IN ('stock', 'exact', 'candidate')"),
             postgresql_where=text("state = 'complete' AND kind IN ('stock', 'exact', 'candidate')"),
@@ -102,6 +106,7 @@ class Generation(Base):
     seconds_end_to_end: Mapped[float | None]
     stock_seconds_denoise: Mapped[float | None]
     metrics: Mapped[dict[str, Any] | None]
+    metric_version: Mapped[int] = mapped_column(default=0)
     state: Mapped[str] = mapped_column(String(10))
     reason: Mapped[str | None]
     started: Mapped[datetime]

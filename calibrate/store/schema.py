@@ -10,7 +10,7 @@ from sqlalchemy import Connection, column, inspect, select, table
 # Optuna keeps its own `alembic_version` in the same database.
 VERSION_TABLE = "scope_version"
 # The revision of `calibrate.store.models`.
-REVISION = "0003"
+REVISION = "0004"
 
 _VERSION = table(VERSION_TABLE, column("version_num"))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, inspect, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, func, inspect, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from calibrate.errors import CalibrateError
@@ -129,42 +129,59 @@ class Store:
         try:
             return self.add(generation, detail)
         except IntegrityError:
-            first = self.measured(generation.kind, generation.policy, generation.prompt, generation.seed)
+            first = self.measured(
+                generation.kind,
+                generation.policy,
+                generation.prompt,
+                generation.seed,
+                metric_version=generation.metric_version,
+            )
             if first is None:
                 raise
             return first
 
-    def measured(self, kind: str, policy: dict[str, Any] | None, prompt: str, seed: int) -> Generation | None:
-        """The complete measurement of a policy on a case, if there is one."""
-        with self.storage.sessions() as session:
-            return session.scalar(
-                select(Generation).where(
-                    Generation.study_id == self.study.id,
-                    Generation.kind == kind,
-                    Generation.state == "complete",
-                    Generation.policy_digest == policy_digest(policy),
-                    Generation.prompt_digest == digest(prompt),
-                    Generation.seed == seed,
-                )
-            )
-
-    def complete(self, kind: str) -> Sequence[Generation]:
-        """All complete generations of a kind, oldest first."""
+    def measured(
+        self, kind: str, policy: dict[str, Any] | None, prompt: str, seed: int, *, metric_version: int | None = None
+    ) -> Generation | None:
+        """The complete measurement of a policy on a case, if there is one; None: by the newest version of figures."""
         query = (
-            select(Generation)
-            .where(Generation.study_id == self.study.id, Generation.kind == kind, Generation.state == "complete")
-            .order_by(Generation.id)
+            self._complete(kind, metric_version)
+            .where(
+                Generation.policy_digest == policy_digest(policy),
+                Generation.prompt_digest == digest(prompt),
+                Generation.seed == seed,
+            )
+            .order_by(Generation.metric_version.desc(), Generation.id)
+            .limit(1)
         )
         with self.storage.sessions() as session:
-            return session.scalars(query).all()
+            return session.scalar(query)
 
-    def equivalents(self) -> float:
-        """Full generations' worth of block evaluations spent on baselines and candidates, over all search cases."""
+    def complete(self, kind: str, *, metric_version: int | None = None) -> Sequence[Generation]:
+        """All complete generations of a kind, or those with one version of the quality figures, oldest first."""
+        with self.storage.sessions() as session:
+            return session.scalars(self._complete(kind, metric_version).order_by(Generation.id)).all()
+
+    def _complete(self, kind: str, metric_version: int | None) -> Select[Generation]:
+        return select(Generation).where(
+            Generation.study_id == self.study.id,
+            Generation.kind == kind,
+            Generation.state == "complete",
+            *measured_by(metric_version),
+        )
+
+    def equivalents(self, *, metric_version: int | None = None) -> float:
+        """Full generations' worth of block evaluations spent on baselines and candidates, over all search cases.
+
+        Args:
+            metric_version: If given, candidates with another version of the quality figures do not count.
+        """
         own = Generation.study_id == self.study.id, Generation.state == "complete"
         # Not each by its own stock evaluations: a generation that was ended early counts for what it did.
         full = select(func.avg(Generation.evaluations)).where(*own, Generation.kind == "stock")
+        searched = and_(Generation.kind == "candidate", *measured_by(metric_version))
         spent = select(func.sum(Generation.evaluations)).where(
-            *own, Generation.kind.in_(("stock", "exact", "candidate"))
+            *own, or_(Generation.kind.in_(("stock", "exact")), searched)
         )
         with self.storage.sessions() as session:
             return float(session.scalar(spent) or 0.0) / float(session.scalar(full) or math.inf)
@@ -228,6 +245,11 @@ class Store:
         query = select(ProfileRecord).where(ProfileRecord.study_id == self.study.id).order_by(ProfileRecord.id)
         with self.storage.sessions() as session:
             return session.scalars(query).all()
+
+
+def measured_by(metric_version: int | None) -> list[ColumnElement[bool]]:
+    """The condition that figures have a version; none where any will do."""
+    return [] if metric_version is None else [Generation.metric_version == metric_version]
 
 
 def _given(part: Any) -> Any:

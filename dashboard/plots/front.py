@@ -57,6 +57,7 @@ def front_figure(
     selected: int | None = None,
     best: int | None = None,
     floor: float | None = None,
+    floor_text: str = "",
     references: Sequence[Reference] = (),
     held_out: Sequence[HeldOut] = (),
     policies: Mapping[int, Mapping[str, object]] | None = None,
@@ -72,6 +73,7 @@ def front_figure(
         selected: The trial to ring.
         best: The fastest trial above the floors, to be told apart whatever is selected.
         floor: A line at this quality.
+        floor_text: What stands at the line.
         references: Stock and exact mode.
         held_out: Figures of exported trials.
         policies: By trial number, what hovering shows of each policy.
@@ -111,7 +113,7 @@ def front_figure(
     if floor is not None:
         made.add_hline(y=floor, line={"color": colours.muted, "dash": "dash", "width": 1})
         made.add_annotation(
-            x=1, xref="paper", y=floor, text=f"floor {quality.text(floor)}", showarrow=False, yshift=-10,
+            x=1, xref="paper", y=floor, text=floor_text, showarrow=False, yshift=-10,
             xanchor="right", font={"color": colours.muted, "size": 12},
         )  # fmt: skip
     made.update_layout(

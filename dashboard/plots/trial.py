@@ -14,20 +14,51 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 def frame_quality(by_case: Mapping[str, Sequence[float]], floor: float | None, colours: Palette) -> go.Figure:
     """PSNR of every frame against the stock frame, one line per case."""
+    lines = {name: (range(len(values)), values) for name, values in by_case.items()}
+    return _over_frames(lines, "frame", "linear", floor, colours)
+
+
+def block_quality(by_case: Mapping[str, Mapping[int, float]], floor: float | None, colours: Palette) -> go.Figure:
+    """PSNR of every block against the stock frames, one line per case.
+
+    Args:
+        by_case: By the frame after each block's last, block by block.
+        floor: For the worst block.
+        colours: Of the page.
+    """
+    # The last value is held up to the end of its block.
+    lines = {name: ([0, *blocks], [*blocks.values(), *[*blocks.values()][-1:]]) for name, blocks in by_case.items()}
+    return _over_frames(lines, "block", "hv", floor, colours)
+
+
+def _over_frames(
+    lines: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    part: str,
+    shape: str,
+    floor: float | None,
+    colours: Palette,
+) -> go.Figure:
+    """Lines of PSNR over frames by case, each as x and y, and the floor of the worst frame or block."""
     made = figure(colours, "Frame", "PSNR against stock (dB)", 320)
-    for number, (name, values) in enumerate(by_case.items()):
+    for number, (name, (frames, values)) in enumerate(lines.items()):
         made.add_trace(
             go.Scatter(
+                x=list(frames),
                 y=list(values),
                 mode="lines",
                 name=chart_text(name),
-                line={"color": SERIES[number % len(SERIES)], "dash": _DASHES[number % len(_DASHES)], "width": 2},
-                hovertemplate=f"{chart_text(name)}<br>frame %{{x}}: %{{y:.1f}} dB<extra></extra>",
+                line={
+                    "color": SERIES[number % len(SERIES)],
+                    "dash": _DASHES[number % len(_DASHES)],
+                    "width": 2,
+                    "shape": shape,
+                },
+                hovertemplate=f"{chart_text(name)}<br>{part} at frame %{{x}}: %{{y:.1f}} dB<extra></extra>",
             )
         )
     if floor is not None:
         made.add_hline(
-            y=floor, line={"color": colours.muted, "dash": "dash", "width": 1}, annotation_text="worst-frame floor"
+            y=floor, line={"color": colours.muted, "dash": "dash", "width": 1}, annotation_text=f"worst-{part} floor"
         )
     made.update_layout(legend={"font": {"size": 12}})
     return made

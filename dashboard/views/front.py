@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
+from calibrate.quality import metric_version
 from calibrate.results import Result
 from dashboard.page import POLICY, Page, select_trial, tiles
 from dashboard.plots.front import HeldOut, Reference, front_figure
@@ -20,7 +21,7 @@ def show(page: Page) -> None:
     data = page.data
     st.markdown(f"## {plain(data.record.name)}")
     best = None if page.best is None else data.results[page.best]
-    st.markdown(headline(best, int(page.holds.sum()), len(data.results)))
+    st.markdown(headline(best, int(page.holds.sum()), len(data.results), page.floors.with_margin))
     if data.points.empty:
         st.info(_nothing_yet(page))
         return
@@ -40,7 +41,8 @@ def show(page: Page) -> None:
 def trade_off(page: Page) -> go.Figure:
     """The chart of a page, drawn once for all who look at the same."""
     floors = page.floors.model_dump_json()
-    shown = page.data.record.name, page.heartbeat, page.speed.key, page.quality.key, floors, page.trial, page.best
+    data, axes = page.data, (page.speed.key, page.quality.key)
+    shown = data.record.name, data.metric_version, page.heartbeat, axes, floors, page.trial, page.best
     return _drawn(page, page.url, shown, page.colours.text)
 
 
@@ -55,8 +57,9 @@ def _drawn(_page: Page, url: str, shown: tuple[Any, ...], colour: str) -> go.Fig
         HeldOut(int(record.trial_number), float(evidence[page.speed.key]), float(evidence[page.quality.key]))
         for record in data.profiles
         if {page.speed.key, page.quality.key} <= (evidence := record.profile["evidence"]).keys()
+        and metric_version(evidence) == data.metric_version
     ]
-    floors = {"psnr_db": page.floors.psnr_db, "psnr_worst_prompt_db": page.floors.psnr_worst_prompt_db}
+    floors = page.floors.demands(margin=True)
     return front_figure(
         data.points,
         page.holds,
@@ -66,6 +69,7 @@ def _drawn(_page: Page, url: str, shown: tuple[Any, ...], colour: str) -> go.Fig
         selected=page.trial,
         best=page.best,
         floor=floors.get(page.quality.key),
+        floor_text=page.floors.told(page.quality.key, margin=True) if page.quality.key in floors else "",
         references=references,
         held_out=exported,
         policies={number: result.policy for number, result in data.results.items()},

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import streamlit as st
 
+from calibrate.quality import METRIC_VERSION
 from calibrate.store.browse import Overview
 from dashboard import cache
 from dashboard.data import StudyData, best_point, feasible, front
+from dashboard.measures import quality_measures
 from dashboard.page import Page
 from dashboard.plots.front import compared_fronts
+from dashboard.wording import plain
 
 
 def show(page: Page, overviews: Sequence[Overview]) -> None:
@@ -43,18 +46,28 @@ def show(page: Page, overviews: Sequence[Overview]) -> None:
             "running": st.column_config.NumberColumn(width=68, help="Trials"),
             "last activity": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
             "time spent": st.column_config.NumberColumn(format="%.1f min", help="Wall clock of all generations"),
+            "measured before": st.column_config.NumberColumn(
+                help="Policies whose figures an earlier program measured, by another definition of PSNR; set apart"
+            ),
         },
     )
     st.markdown("### Compare fronts")
     names = list(data)
-    measured = [name for name in names if data[name].results]
+    measured = [name for name in names if data[name].results or data[name].earlier]
     chosen = st.multiselect("Studies to compare", names, default=measured[:3], key="compare", bind="query-params")
-    fronts = {name: _front(data[name], page) for name in chosen}
+    version, drawn = _alike({name: data[name] for name in chosen})
+    if left_out := [name for name in chosen if name not in drawn and data[name].earlier is not None]:
+        st.caption(
+            "Not drawn, because their figures were measured by an earlier program and mean something else: "
+            f"{', '.join(map(plain, left_out))}."
+        )
+    fronts = {name: _front(found, page) for name, found in drawn.items()}
     fronts = {name: points for name, points in fronts.items() if len(points)}
     if not fronts:
         st.info("None of these studies has a measured policy yet.")
         return
-    st.plotly_chart(compared_fronts(fronts, page.speed, page.quality, page.colours), theme=None, key="compared")
+    quality = quality_measures(version)[page.quality.key]
+    st.plotly_chart(compared_fronts(fronts, page.speed, quality, page.colours), theme=None, key="compared")
     st.caption(
         "Only the best measured trade-offs of each study. Compare studies only where model and settings are alike."
     )
@@ -82,8 +95,16 @@ def _row(overview: Overview, data: StudyData) -> dict[str, object]:
         ),
         "hardware": str(overview.hardware.get("device_name") or overview.hardware.get("processor", "none yet")),
         "time spent": overview.seconds / 60,
+        "measured before": len(data.earlier.results) if data.earlier else 0,
         "above floors": int(feasible(data.points, study.floors).sum()),
     }
+
+
+def _alike(studies: Mapping[str, StudyData]) -> tuple[int, dict[str, StudyData]]:
+    """The newest metric version by which any of the studies was measured, and what was measured by it."""
+    known = {name: data if data.results else data.earlier for name, data in studies.items()}
+    version = max((data.metric_version for data in known.values() if data is not None), default=METRIC_VERSION)
+    return version, {name: d for name, d in known.items() if d is not None and d.metric_version == version}
 
 
 def _front(data: StudyData, page: Page) -> pd.DataFrame:

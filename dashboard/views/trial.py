@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from calibrate.quality import METRICS
+from calibrate.quality import METRICS, metric_version, psnr_meaning
 from calibrate.results import Result
 from calibrate.store import Generation, ProfileRecord, browse
 from dashboard import cache, clips
 from dashboard.data import explained
 from dashboard.page import Page, select_trial, tiles
 from dashboard.plots.mode_map import mode_map
-from dashboard.plots.trial import frame_quality, prediction_errors, time_spent
+from dashboard.plots.trial import block_quality, frame_quality, prediction_errors, time_spent
 from dashboard.wording import file_name, plain, policy_sentence, prompts, reasons, usage
 from scope_runtime import Profile
 
@@ -25,6 +25,7 @@ from scope_runtime import Profile
 _COLUMNS = {
     "psnr_db": "PSNR",
     "psnr_worst_frame_db": "worst frame",
+    "psnr_worst_block_db": "worst block",
     "temporal_psnr_db": "motion PSNR",
     "ssim": "SSIM",
     "motion_error_px": "flow error",
@@ -41,7 +42,7 @@ def show(page: Page) -> None:
         return
     _header(page, result)
     with explained(page.storage):
-        measured = browse.measurements(page.storage, page.data.record.id, result.policy)
+        measured = browse.measurements(page.storage, page.data.record.id, result.policy, result.metric_version)
     if not measured:
         st.info("The generations of this policy are no longer in the database.")
         return
@@ -153,6 +154,15 @@ def _frames(page: Page, measured: Sequence[Measurement]) -> None:
     if by_case:
         st.markdown("#### Quality over time")
         st.plotly_chart(frame_quality(by_case, page.floors.psnr_worst_frame_db, page.colours), theme=None, key="frames")
+    by_block = {
+        f"{row.prompt[:38]} ({row.seed})": dict(zip(detail["block_ends"], detail["block_psnr_db"], strict=True))
+        for row, detail in measured
+        if detail.get("block_psnr_db")
+    }
+    if by_block:
+        st.markdown("#### Quality block by block")
+        floor = page.floors.psnr_worst_block_db
+        st.plotly_chart(block_quality(by_block, floor, page.colours), theme=None, key="blocks")
 
 
 def _times(page: Page, measured: Sequence[Measurement]) -> None:
@@ -192,6 +202,7 @@ def _table(measured: Sequence[Measurement]) -> None:
         for row, _ in measured
     ]
     decibel = st.column_config.NumberColumn(format="%.1f dB")
+    whole = st.column_config.NumberColumn(format="%.1f dB", help=psnr_meaning(measured[0][0].metric_version))
     number = st.column_config.NumberColumn
     st.dataframe(
         pd.DataFrame(rows),
@@ -202,8 +213,9 @@ def _table(measured: Sequence[Measurement]) -> None:
             "speed-up": number(format="%.2fx"),
             "denoising s": number(format="%.2f"),
             "stock s": number(format="%.2f", help="Denoising by the stock pipeline"),
-            "PSNR": decibel,
+            "PSNR": whole,
             "worst frame": decibel,
+            "worst block": decibel,
             "motion PSNR": number(format="%.1f dB", help="PSNR of the differences between neighbouring frames"),
             "SSIM": number(format="%.4f"),
             "flicker": number(format="%.3f", help="Error of the change of mean luma between frames, in steps of 1/255"),
@@ -244,10 +256,13 @@ def _evidence(evidence: Mapping[str, Any]) -> None:
         f"- On {prompts(evidence['n'], 'held-out ')}, paired in one run: {evidence['speedup_evaluations']:.2f}x fewer "
         f"block evaluations, {evidence['speedup_denoise']:.2f}x faster denoising, "
         f"{evidence['speedup_end_to_end']:.2f}x end to end, {evidence['psnr_db']:.1f} dB, "
-        f"worst prompt {evidence['psnr_worst_prompt_db']:.1f} dB."
+        f"worst prompt {evidence['psnr_worst_prompt_db']:.1f} dB ({psnr_meaning(metric_version(evidence))})."
     )
     for name, by in evidence.get("missed_floors", {}).items():
-        st.markdown(f"- :orange[The held-out prompts miss the floor {plain(name)} by {by:.3g}.] The profile says so.")
+        st.markdown(
+            f"- :orange[The held-out prompts miss the floor {plain(name)} by {by:.3g}], without the margin that the "
+            "search asks for. The profile says so."
+        )
 
 
 def _how_to_export(page: Page, result: Result) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from calibrate.change_scale import Observations
 from calibrate.files import digest, write_atomically
 from calibrate.progress import Narrator
-from calibrate.quality import Frames, compare
+from calibrate.quality import METRIC_VERSION, Frames, compare
 from calibrate.replay import Replay, Replayed
 from calibrate.replay_sampler import draw
 from calibrate.space import Space
@@ -91,7 +91,7 @@ class Bench:
 
     def run(self, policy: Policy, case: Case) -> Run:
         """A policy's real run, made unless it is there."""
-        path = self._path("run", case, policy=self._effect(policy, case))
+        path = self._path("run", case, policy=self._effect(policy, case), metric_version=METRIC_VERSION)
         try:
             return Run(**json.loads(path.read_text()))
         except (FileNotFoundError, ValueError, TypeError):
@@ -99,7 +99,7 @@ class Bench:
         with run_policy(self.target.pipe, policy) as scope:
             denoised = self.target.denoise(case)
         frames, _ = self.target.decode(denoised.latents)
-        metrics = compare(self._references[case][1], frames).to_dict()
+        metrics = compare(self._references[case][1], frames, self.target.block_spans(len(frames))).to_dict()
         run = Run(scope.report.evaluations, scope.report.stock_evaluations, denoised.seconds, metrics)
         write_atomically(path, json.dumps(asdict(run), allow_nan=False).encode())
         return run

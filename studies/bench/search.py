@@ -107,7 +107,7 @@ def _held_out_runs(bench: Bench, result: Result) -> list[Run]:
 
 def _result(trial: int, policy: Policy, runs: Sequence[Run]) -> Result:
     speedup = sum(run.stock_evaluations for run in runs) / sum(run.evaluations for run in runs)
-    figures = floor_figures([Quality(**run.metrics) for run in runs])
+    figures = floor_figures([Quality.of(run.metrics) for run in runs])
     return Result(trial, policy.to_dict(), speedup, speedup, figures, len(runs), None)
 
 

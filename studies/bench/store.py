@@ -17,7 +17,7 @@ from sqlalchemy import insert
 
 from calibrate.files import digest
 from calibrate.listing import render
-from calibrate.quality import METRICS
+from calibrate.quality import METRIC_VERSION, METRICS
 from calibrate.results import RESULT, front, survey, with_policies
 from calibrate.search import open_optuna_study
 from calibrate.store import Generation, Storage, Store
@@ -78,7 +78,7 @@ def _fill(store: Store, trials: int) -> None:
             result = {
                 "trial": number, "policy": policy, "speedup_evaluations": speed, "speedup_denoise": speed,
                 "figures": {"psnr_db": metrics["psnr_db"], "psnr_worst_prompt_db": metrics["psnr_db"]},
-                "cases": _CASES, "stopped": None,
+                "cases": _CASES, "stopped": None, "metric_version": METRIC_VERSION,
             }  # fmt: skip
             trial_id = number + 1
             rows[optuna_tables.TrialModel].append(
@@ -93,7 +93,8 @@ def _fill(store: Store, trials: int) -> None:
                     "trial_number": number, "prompt": f"prompt {case}", "prompt_digest": digest(f"prompt {case}"),
                     "seed": case, "policy": policy, "policy_digest": digest(policy), "settings": {"height": 64},
                     "evaluations": 100, "stock_evaluations": 400, "seconds_denoise": 1.0, "metrics": metrics,
-                    "state": "complete", "started": now, "finished": now + timedelta(seconds=number),
+                    "metric_version": METRIC_VERSION, "state": "complete", "started": now,
+                    "finished": now + timedelta(seconds=number),
                 }
                 for case in range(_CASES)
             ]  # fmt: skip

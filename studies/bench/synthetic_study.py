@@ -9,16 +9,19 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import optuna
 import torch
 import yaml
+from numpy.typing import NDArray
 from optuna.trial import TrialState
 from sqlalchemy import MetaData, func, insert, select, text
 
 from calibrate.detail import describe
+from calibrate.quality import METRIC_VERSION
 from calibrate.results import ESTIMATE, RESULT, Result
 from calibrate.search import open_optuna_study
 from calibrate.store import Generation, Storage, Store
@@ -27,6 +30,8 @@ from scope_runtime import ChangeMap, Policy, Report, Schedule, plan_of
 from scope_runtime.report import WindowReport
 
 _STEPS, _LAG, _BLOCKS = 16, 2, 5
+# 97 frames, of which the first block has three less.
+_SPANS = list(pairwise((0, *range(17, 98, 20))))
 _ROWS = _STEPS + _LAG * (_BLOCKS - 1)
 _STOCK_EVALUATIONS = 2 * _ROWS * _BLOCKS
 _DISTRIBUTIONS: dict[str, optuna.distributions.BaseDistribution] = {
@@ -102,15 +107,15 @@ def write_study(
         written.append((parameters, result, _attributes(result, estimates, random)))
         if generations is None or number < first + generations:
             for row in rows:
-                store.add(row, describe(_report(policy, random), _frame_psnr_db(row, random)))
+                store.add(row, describe(_report(policy, random), _frame_errors(row, random), _SPANS))
     _write_trials(storage, optuna_study._study_id, written)
     return store
 
 
-def _frame_psnr_db(row: Generation, random: np.random.Generator) -> list[float]:
+def _frame_errors(row: Generation, random: np.random.Generator) -> NDArray[np.float64]:
     """Frames of a clip are alike: their quality wanders."""
-    wandering = np.cumsum(random.normal(0, 0.5, 97))
-    return list((row.metrics or {})["psnr_db"] + wandering - wandering.mean())
+    wandering = np.cumsum(random.normal(0, 0.5, _SPANS[-1][1]))
+    return 10 ** (-((row.metrics or {})["psnr_db"] + wandering - wandering.mean()) / 10)
 
 
 def _write_trials(
@@ -191,10 +196,10 @@ def _candidate(
     speed = 1.6 + 0.5 * parameters["max_skip"] - 0.12 * parameters["warmup"] + 0.4 * parameters["predict_quantile"]
     psnr = 52 - 5.5 * speed + 1.2 * parameters["warmup"] + float(random.normal(0, 1.5))
     row = _generation("candidate", environment, case, round(_STOCK_EVALUATIONS / speed), 8.0 / speed)
-    row.trial_number, row.policy = number, policy.to_dict()
+    row.trial_number, row.policy, row.metric_version = number, policy.to_dict(), METRIC_VERSION
     row.metrics = {
-        "psnr_db": psnr, "psnr_worst_frame_db": psnr - 6, "ssim": min(1.0, 0.6 + psnr / 110),
-        "temporal_psnr_db": psnr + 2, "flicker": 0.2, "motion_error_px": 0.1,
+        "psnr_db": psnr, "psnr_worst_frame_db": psnr - 6, "psnr_worst_block_db": psnr - 3,
+        "ssim": min(1.0, 0.6 + psnr / 110), "temporal_psnr_db": psnr + 2, "flicker": 0.2, "motion_error_px": 0.1,
     }  # fmt: skip
     return row
 
@@ -235,5 +240,6 @@ def _attributes(result: Result, estimate: bool, random: np.random.Generator) -> 
         attributes[ESTIMATE] = {
             "speedup_evaluations": result.speedup_evaluations,
             "figures": {"psnr_db": result.figures["psnr_db"] + float(random.normal(1, 2))},
+            "metric_version": result.metric_version,
         }
     return attributes

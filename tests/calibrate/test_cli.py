@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 import sqlalchemy.exc
 from sqlalchemy import create_engine, text
 from typer.testing import Result
 
+from calibrate.quality import METRIC_VERSION
 from calibrate.results import ESTIMATE, RESULT
 from calibrate.search import Search
 from calibrate.store import Storage, browse
@@ -54,6 +56,12 @@ def test_a_run_ends_with_a_profile_that_the_runtime_takes(finished: Workplace) -
     assert profile.evidence["exact"]["max_abs_diff"] <= 1e-4
     assert profile.evidence["n"] == len(profile.evidence["cases"]) == 2
     assert profile.evidence["worst_prompt"]["psnr_db"] == profile.evidence["psnr_worst_prompt_db"]
+    assert profile.evidence["metric_version"] == METRIC_VERSION
+    for case in profile.evidence["cases"]:
+        # Blocks of 9, 12 and 12 frames; a clip's figure is that of their squared errors.
+        mse = np.average(10 ** (-np.array(case["block_psnr_db"]) / 10), weights=[9, 12, 12])
+        assert case["psnr_db"] == pytest.approx(-10 * math.log10(mse), abs=0.02)
+        assert case["psnr_worst_block_db"] == pytest.approx(min(case["block_psnr_db"]), abs=0.01)
     assert {case["prompt"] for case in profile.evidence["cases"]} == {
         "a green circle moving up",
         "a green square moving down",
@@ -127,6 +135,8 @@ def test_verify_measures_again_and_prints_what_the_evidence_holds(finished: Work
         "psnr_db",
         "psnr_worst_prompt_db",
         "psnr_worst_frame_db",
+        "psnr_worst_block_db",
+        "metric_version",
         "ssim",
         "n",
         "exact",
@@ -141,7 +151,7 @@ def test_verify_measures_again_and_prints_what_the_evidence_holds(finished: Work
     }
     assert set(figures["exact"]) == {"speedup_denoise", "max_abs_diff"}
     evidence = Profile.load(finished.folder / "profiles/tiny.json").evidence
-    for name in ("speedup_evaluations", "psnr_db", "psnr_worst_frame_db", "ssim", "n"):
+    for name in ("speedup_evaluations", "psnr_db", "psnr_worst_block_db", "psnr_worst_frame_db", "ssim", "n"):
         assert figures[name] == pytest.approx(evidence[name], rel=1e-4)
     rechecked = {entry["figure"]: entry["holds"] for entry in figures["evidence"]["figures"]}
     assert all(holds for name, holds in rechecked.items() if "speedup_" not in name)
@@ -165,6 +175,22 @@ def test_a_strict_verify_fails_where_the_evidence_does_not_hold(finished: Workpl
     assert "psnr_db" in ends["boasting"].stdout
 
 
+def test_a_profile_from_before_is_verified_but_for_what_meant_something_else(finished: Workplace) -> None:
+    profile = json.loads((finished.folder / "profiles/tiny.json").read_text())
+    evidence = {name: value for name, value in profile["evidence"].items() if name != "metric_version"}
+    # As the mean of frame PSNR of these clips would be; and times of milliseconds prove nothing.
+    evidence |= {"psnr_db": 90.0, "psnr_worst_prompt_db": 90.0, "speedup_denoise": 0.1, "speedup_end_to_end": 0.1}
+    old = finished.folder / "profiles/old.json"
+    old.write_text(json.dumps(profile | {"evidence": evidence}))
+    result = finished.scope("verify", str(old), "study.yaml", "--strict")
+    old.unlink()
+    assert result.exit_code == 3, result.output
+    told = " ".join(result.stdout.split())
+    assert "Measured in the old way (mean of frame PSNR, before version 2)" in told
+    assert "not to be compared: psnr_db, psnr_worst_prompt_db" in told
+    assert "All other figures of the profile's evidence hold" in told
+
+
 def test_verify_takes_another_folder_and_refuses_another_model(finished: Workplace, tmp_path: Path) -> None:
     same, other = save_tiny_pipeline(tmp_path / "same"), save_tiny_pipeline(tmp_path / "other", seed=1)
     assert finished.scope("verify", "profiles/tiny.json", "study.yaml", "--model", str(same)).exit_code == 0
@@ -184,7 +210,7 @@ def test_what_a_database_holds_is_neither_markup_nor_control_of_the_terminal(
         "study": told, "candidates": 0, "budget_trials": 1, "feasible": 0, "equivalents": 0.0,
         "budget_equivalents": None, "trials": {told: 1}, "generations": {}, "best": None, "change_maps": {},
         "profiles": [{"path": told}], "workers": 0, "failures": {f"{told}\n{told}": 1}, "last_activity": None,
-        "storage": told,
+        "storage": told, "margin_db": 1.0, "set_apart": {"candidates": 0, "psnr_db": None},
     }  # fmt: skip
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setattr("calibrate.workflow.status", lambda session: state)
@@ -352,7 +378,9 @@ def test_floors_out_of_reach_are_answered_with_how_close_it_came(make_workplace:
     assert status["feasible"] == 0
 
 
-@pytest.mark.parametrize("floor", ["psnr_db", "psnr_worst_prompt_db", "psnr_worst_frame_db", "ssim", "max_memory"])
+@pytest.mark.parametrize(
+    "floor", ["psnr_db", "psnr_worst_prompt_db", "psnr_worst_frame_db", "psnr_worst_block_db", "ssim", "max_memory"]
+)
 def test_a_hopeless_candidate_is_stopped_after_its_first_prompt(make_workplace: Make, floor: str) -> None:
     asked = {"ssim": 0.9999, "max_memory": "1KB"}.get(floor, 99.0)
     none = {"psnr_db": None, "psnr_worst_prompt_db": None}
@@ -440,7 +468,7 @@ def test_goals_take_the_place_of_floors_and_say_how_close_the_search_came(finish
     fast = finished.scope("export", "study.yaml", "--target-speedup", "90", "--output", "goal.json")
     _assert_refused(fast, "no policy above the floors reaches 90x", "the fastest (trial")
     fine = finished.scope("export", "study.yaml", "--min-psnr", "99.5", "--output", "goal.json")
-    _assert_refused(fine, "the closest (trial", "misses", "psnr_db by")
+    _assert_refused(fine, "the closest (trial", "misses", "psnr_db by", "floor 99.5 dB with its margin of 1 dB")
     alike = finished.scope("export", "study.yaml", "--min-ssim", "0.99999999", "--output", "goal.json")
     _assert_refused(alike, "ssim by")
     small = finished.scope("export", "study.yaml", "--max-memory", "1KB", "--output", "goal.json")

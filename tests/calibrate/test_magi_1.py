@@ -124,6 +124,18 @@ def test_chunks_are_watched_as_they_are_made_and_a_generation_can_be_ended_there
     assert torch.equal(target.denoise(case).latents, latents), "nothing is left behind"
 
 
+def test_a_chunks_frames_are_those_that_it_is_decoded_to(finished: Workplace) -> None:
+    target = load(finished)
+    latents = target.denoise(StudyFile(finished.study).study.search_cases[0]).latents
+    whole, _ = target.decode(latents)
+    spans = target.block_spans(len(whole))
+    assert spans == [(0, 8), (8, 16), (16, 24)]
+    for number, (start, end) in enumerate(spans):
+        chunk, _ = target.decode(latents[:, :, 2 * number : 2 * number + 2])
+        assert (chunk == whole[start:end]).all()
+    assert target.block_spans(16) == spans[:2]
+
+
 def test_replay_is_exact_in_what_it_counts(finished: Workplace) -> None:
     target = load(finished)
     case = StudyFile(finished.study).study.search_cases[0]

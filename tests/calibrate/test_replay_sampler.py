@@ -13,7 +13,7 @@ from calibrate.baseline import _to_array
 from calibrate.hypervolume import expected_improvement, hypervolume
 from calibrate.replay import Replay
 from calibrate.replay_sampler import Measured, ReplaySampler
-from calibrate.results import RESULT, Result
+from calibrate.results import BLOCKS, RESULT, Result
 from calibrate.space import Space
 from calibrate.study_file import Floors, Quantiles, SearchSpace, Tail
 from calibrate.trace import TraceRecorder
@@ -71,6 +71,26 @@ def test_no_candidate_is_tried_twice_and_the_same_seed_gives_the_same_search(set
     parameters = first.run(8)
     assert len(set(first.keys)) == len(first.keys) == 8
     assert again.run(8) == parameters
+
+
+def test_a_clip_that_was_not_finished_tells_of_the_blocks_that_were(setting: tuple[Space, Replay]) -> None:
+    trials = Trials(*setting)
+    policy = Policy(warmup=2, max_skip=2)
+    errors = trials.replay.run(policy).errors[0]
+    whole, cut = (trials.sampler._observed(Measured(policy, 0, {"psnr_db": 30.0, **m})) for m in ({}, {BLOCKS: 1}))
+    assert (whole.errors == errors).all()
+    assert len(errors) == 3
+    assert (cut.errors == errors[:1]).all()
+
+
+def test_figures_of_an_earlier_version_shape_no_proposal(setting: tuple[Space, Replay]) -> None:
+    trials = Trials(*setting)
+    trials.run(2)
+    known = trials.sampler._front(trials.study, 99)
+    result = Result(2, Policy(warmup=1).to_dict(), 9.0, 9.0, {"psnr_db": 90.0, "psnr_worst_prompt_db": 90.0}, 1, None)
+    old = {name: value for name, value in result.to_dict().items() if name != "metric_version"}
+    trials.study.add_trial(optuna.trial.create_trial(values=[9.0, 90.0], user_attrs={RESULT: old}))
+    assert trials.sampler._front(trials.study, 99) == known
 
 
 def test_what_is_running_is_left_alone_and_shapes_the_proposal(setting: tuple[Space, Replay]) -> None:

@@ -125,6 +125,8 @@ def test_the_margin_is_asked_for_in_the_search_only() -> None:
     assert floors.shortfalls(figures, margin=True) == pytest.approx(
         {"psnr_db": 1, "psnr_worst_prompt_db": -1, "ssim": -0.05}
     )
+    assert floors.with_margin == " with their safety margin of 2 dB"
+    assert Floors(psnr_db=None, psnr_worst_prompt_db=None, ssim=0.9).with_margin == ""
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 from calibrate import scores, timing
 from calibrate.errors import CalibrateError
 from calibrate.perceptual import vbench
-from calibrate.quality import Frames, interval
+from calibrate.quality import METRIC_VERSION, Frames, interval
 from calibrate.recheck import recheck
 from calibrate.scores import Scores, vmaf_program
 from calibrate.study_file import Score, Timing
@@ -26,7 +26,9 @@ from tests.calibrate.conftest import Workplace
 EVIDENCE = {
     "speedup_evaluations": 3.0,
     "speedup_denoise": 2.5,
+    "metric_version": METRIC_VERSION,
     "psnr_db": 36.0,
+    "psnr_worst_frame_db": 28.0,
     "ssim": 0.98,
     "exact": {"max_abs_diff": 1e-5},
     "hardware": {"cpu_count": 2},
@@ -60,6 +62,20 @@ def test_a_figure_that_fell_behind_is_named_with_how_far() -> None:
     assert (fallen["figure"], fallen["recorded"], fallen["measured"]) == ("psnr_db", 36.0, 33.0)
     assert checked["differs"] == {"hardware.cpu_count": [2, 4], "versions.torch": ["2.13.0", "2.14.0"]}
     assert not recheck(EVIDENCE, EVIDENCE | {"exact": {"max_abs_diff": 0.1}}, {}, {})["holds"]
+
+
+def test_figures_that_meant_something_else_are_not_compared_and_the_others_are() -> None:
+    old = {name: value for name, value in EVIDENCE.items() if name != "metric_version"}
+    checked = recheck(old, EVIDENCE | {"psnr_db": 33.0, "psnr_worst_frame_db": 20.0}, {}, {})
+    assert checked["not_comparable"] == dict.fromkeys(
+        ("psnr_db", "psnr_worst_prompt_db"), "mean of frame PSNR, before version 2"
+    )
+    compared = {entry["figure"]: entry["holds"] for entry in checked["figures"]}
+    assert "psnr_db" not in compared
+    assert (compared["psnr_worst_frame_db"], compared["ssim"]) == (False, True)
+    # What was not compared cannot be said to hold, so that no pipeline deploys by it.
+    assert not recheck(old, EVIDENCE, {}, {})["holds"]
+    assert recheck(EVIDENCE, EVIDENCE, {}, {})["not_comparable"] == {}
 
 
 class TestTiming:

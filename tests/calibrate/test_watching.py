@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,9 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 import dashboard
-from calibrate.search import Search, _hopeless_beginning
+from calibrate.quality import PERFECT, at_best, compare, floor_figures, frame_errors
+from calibrate.results import BLOCKS
+from calibrate.search import Search
 from calibrate.serve import STORAGE_VARIABLE
 from calibrate.store import Storage, Store
 from calibrate.study_file import Case, Floors, Generation, ModelSpec
@@ -68,23 +73,94 @@ def test_what_watching_takes_is_not_denoising(tiny_folder: Path) -> None:
     assert slow.seconds < 0.9
 
 
+# A clip of 36 frames whose first block has 9, at so many dB each; a quarter of the clip, worth 6.02 dB.
+QUARTER = 10 * math.log10(4)
+
+
 @pytest.mark.parametrize(
-    ("floors", "psnr", "stopped"),
+    ("floors", "first", "before", "cases", "stopped"),
     [
-        (NONE, [5.0, 5.0], False),
-        ({"psnr_db": 35.0}, [29.5, 29.5], False),
-        ({"psnr_db": 35.0}, [28.5, 28.5], True),
-        ({**NONE, "psnr_worst_prompt_db": 30.0}, [23.0, 24.0], True),
-        ({**NONE, "psnr_worst_prompt_db": 30.0}, [20.0, 30.0], False),
-        ({**NONE, "psnr_worst_frame_db": 30.0}, [40.0, 29.9], True),
-        ({**NONE, "psnr_worst_frame_db": 30.0}, [30.0, 30.0], False),
+        (NONE, 5.0, [], 1, False),
+        # The other frames may be perfect: the clip is a quarter's worth better than its beginning, at best.
+        ({"psnr_worst_prompt_db": 30.0}, 30.1 - QUARTER, [], 2, False),
+        ({"psnr_worst_prompt_db": 30.0}, 29.9 - QUARTER, [], 2, True),
+        ({"psnr_db": 35.0}, 35.1 - QUARTER, [], 1, False),
+        ({"psnr_db": 35.0}, 34.9 - QUARTER, [], 1, True),
+        # So may be the other prompts: a mean is out of reach only where not even they can lift it.
+        ({"psnr_db": 35.0}, 12.0, [], 2, False),
+        ({"psnr_db": 35.0}, 12.0, [20.0], 3, False),
+        ({"psnr_db": 35.0}, 12.0, [45.0], 2, True),
+        ({"psnr_db": 35.0}, 26.0 - QUARTER, [45.0], 2, False),
+        # A frame and a block stay what they are.
+        ({"psnr_worst_frame_db": 30.0}, 29.9, [], 2, True),
+        ({"psnr_worst_frame_db": 30.0}, 30.1, [], 2, False),
+        ({"psnr_worst_block_db": 30.0}, 29.9, [], 2, True),
+        ({"psnr_worst_block_db": 30.0}, 30.1, [], 2, False),
     ],
 )
-def test_a_beginning_is_hopeless_far_below_a_mean_and_right_below_a_worst_frame(
-    floors: dict[str, float | None], psnr: list[float], stopped: bool
+def test_a_beginning_is_given_up_where_nothing_that_follows_can_hold_the_floor(
+    floors: dict[str, float], first: float, before: list[float], cases: int, stopped: bool
 ) -> None:
-    reason = _hopeless_beginning(psnr, Floors.model_validate({**NONE, **floors}))
+    search = object.__new__(Search)
+    search.study = SimpleNamespace(floors=Floors.model_validate(NONE | floors), search_cases=[CASE] * cases)
+    best = at_best(np.full(9, 10 ** (-first / 10)), [(0, 9)], 36)
+    known = [replace(PERFECT, psnr_db=psnr) for psnr in before]
+    reason = search._out_of_reach([*known, best])
     assert (reason is not None) == stopped
+    if reason:
+        assert reason.startswith("stopped early: at best it misses psnr_")
+        assert ("without its margin of 1 dB" in reason) == ("psnr_db" in floors or "psnr_worst_prompt_db" in floors)
+
+
+@pytest.mark.parametrize("name", ["psnr_db", "psnr_worst_prompt_db", "psnr_worst_frame_db", "psnr_worst_block_db"])
+def test_no_clip_that_holds_its_floor_is_given_up(tiny_folder: Path, name: str) -> None:
+    """The real thing: the bound from the first block against what the whole clip came to."""
+    target = _target(tiny_folder)
+    stock, _ = target.decode(target.denoise(CASE).latents)
+    for policy in (Policy(warmup=1, max_skip=4), Policy(warmup=3, max_skip=2)):
+        with run_policy(target.pipe, policy):
+            frames, _ = target.decode(target.denoise(CASE).latents)
+        whole = floor_figures([compare(stock, frames, target.block_spans(len(frames)))])[name]
+        errors = frame_errors(stock[:9], frames[:9])
+        assert floor_figures([at_best(errors, target.block_spans(9), len(stock))])[name] >= whole - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("changes", "spans"),
+    [
+        ({}, [(0, 9), (9, 21), (21, 33)]),
+        ({"causal_block_size": 1, "num_frames": 9}, [(0, 1), (1, 5), (5, 9)]),
+        # 35 frames are not to be had: 33 are made.
+        ({"num_frames": 35}, [(0, 9), (9, 21), (21, 33)]),
+        # The second window makes its first block anew from frames that are there, and adds two.
+        (
+            {"num_frames": 57, "base_num_frames": 33, "overlap_history": 9},
+            [(0, 9), (9, 21), (21, 33), (33, 45), (45, 57)],
+        ),
+        # Two of the first block's three latent frames are known: the block adds one.
+        (
+            {"num_frames": 49, "base_num_frames": 33, "overlap_history": 5},
+            [(0, 9), (9, 21), (21, 33), (33, 37), (37, 49)],
+        ),
+    ],
+)
+def test_a_blocks_frames_are_those_that_its_latent_frames_are_decoded_to(
+    tiny_folder: Path, changes: dict[str, Any], spans: list[tuple[int, int]]
+) -> None:
+    target = _target(tiny_folder, **changes)
+    frames = spans[-1][1]
+    assert target.block_spans(frames) == spans
+    assert target.block_spans(spans[1][1]) == spans[:2]
+    whole = torch.randn(1, 16, (frames - 1) // 4 + 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    stock, _ = target.decode(whole)
+    assert len(stock) == frames
+    for start, end in spans:
+        changed = whole.clone()
+        # The decoder is causal: a frame shows nothing of latent frames behind it.
+        changed[:, :, (start + 3) // 4 : (end + 3) // 4] += 3.0
+        errors = frame_errors(stock, target.decode(changed)[0])
+        assert (errors[:start] == 0).all()
+        assert (errors[start:end] > 0).all()
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +185,10 @@ def test_a_hopeless_clip_is_not_finished_and_counts_for_what_it_took(hopeless: W
         assert row.stock_evaluations is not None
         assert 0 < row.stock_evaluations < stock
         assert row.reason is not None
-        assert row.reason.endswith("99 dB asked for, in the first 9 of 33 frames")
+        assert row.reason.startswith("stopped early: at best it misses psnr_db by")
+        assert row.reason.endswith("(floor 99 dB without its margin of 1 dB), in the first 9 of 33 frames")
+        assert row.metrics is not None
+        assert row.metrics[BLOCKS] == 1
     spent = sum(row.evaluations or 0 for kind in ("stock", "exact", "candidate") for row in store.complete(kind))
     assert store.equivalents() == pytest.approx(spent / stock)
     storage.close()

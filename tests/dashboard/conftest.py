@@ -11,6 +11,7 @@ import pytest
 
 from calibrate.clips import ClipShelf
 from calibrate.pictures import comparison_clip
+from calibrate.quality import METRIC_VERSION
 from calibrate.store import Storage
 from dashboard.data import StudyData, best_point, load_study
 from scope_runtime import ModelIdentity, Policy, Profile, Scheduler, Settings
@@ -19,7 +20,7 @@ from studies.bench.synthetic_study import write_study
 TRIALS = 40
 EVIDENCE = {
     "speedup_evaluations": 2.5, "speedup_denoise": 2.0, "speedup_end_to_end": 1.8, "psnr_db": 38.5,
-    "psnr_worst_prompt_db": 37.0, "psnr_worst_frame_db": 30.0, "ssim": 0.97, "n": 1,
+    "psnr_worst_prompt_db": 37.0, "psnr_worst_frame_db": 30.0, "ssim": 0.97, "n": 1, "metric_version": METRIC_VERSION,
 }  # fmt: skip
 
 

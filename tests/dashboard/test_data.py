@@ -73,12 +73,21 @@ def test_sentences_name_figures_and_neighbours(made: Made) -> None:
     best = data.results[made.best]
     assert f"**{best.speedup_evaluations:.2f}x fewer" in headline(best, 3, 40)
     assert "lower one" in headline(None, 0, 40)
+    assert "above the floors with their safety margin of 1 dB" in headline(best, 3, 40, floors.with_margin)
     told = reasons(data, best, floors, "speedup_evaluations", "psnr_db")
     assert told[0] == "Holds every floor with the margin of 1 dB."
     assert any("fastest policy above the floors" in line for line in told)
     beaten = min(data.results.values(), key=lambda r: r.figures["psnr_db"] + 10 * r.speedup_evaluations)
     assert any(
         "at least as good in both" in line for line in reasons(data, beaten, floors, "speedup_evaluations", "psnr_db")
+    )
+    needed = best.figures["psnr_db"] - 0.5
+    strict = reasons(data, best, floors.model_copy(update={"psnr_db": needed}), "speedup_evaluations", "psnr_db")
+    assert strict[0] == f"Misses psnr_db by 0.5 dB (floor {needed:.10g} dB with its margin of 1 dB)."
+    small = floors.model_copy(update={"max_memory": 10**9})
+    large = Result(**{**best.to_dict(), "figures": best.figures | {"memory_bytes": 3e9}})
+    assert (
+        reasons(data, large, small, "speedup_evaluations", "psnr_db")[0] == "Misses max_memory by 2 GB (at most 1 GB)."
     )
     stopped = Result(**{**best.to_dict(), "stopped": "stopped early: 1 dB"})
     assert "stopped early" in reasons(data, stopped, floors, "speedup_evaluations", "psnr_db")[0]

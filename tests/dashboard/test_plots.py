@@ -11,7 +11,7 @@ from dashboard.measures import QUALITY, SPEED
 from dashboard.plots.front import Reference, compared_fronts, front_figure
 from dashboard.plots.insight import importance_bars, parallel_coordinates
 from dashboard.plots.mode_map import mode_map
-from dashboard.plots.trial import frame_quality, prediction_errors, time_spent
+from dashboard.plots.trial import block_quality, frame_quality, prediction_errors, time_spent
 from dashboard.theme import DARK, LIGHT
 from tests.dashboard.conftest import Made
 
@@ -31,6 +31,22 @@ def test_every_point_of_the_front_carries_its_trial(made: Made, quality) -> None
     ring = next(trace for trace in figure.data if trace.name == f"selected: trial {made.best}")
     assert ring.x[0] == made.data.results[made.best].speedup_evaluations
     assert "Infinity" not in json.dumps(json.loads(figure.to_json()))
+
+
+def test_the_line_stands_where_the_search_draws_it(made: Made) -> None:
+    floors = made.data.study.floors
+    asked = floors.demands(margin=True)["psnr_db"]
+    points, told = made.data.points, floors.told("psnr_db", margin=True)
+    holds = feasible(points, floors)
+    drawn = front_figure(points, holds, SPEEDUP, PSNR, LIGHT, floor=asked, floor_text=told)
+    assert [shape.y0 for shape in drawn.layout.shapes] == [36.0]
+    assert [note.text for note in drawn.layout.annotations] == ["floor 35 dB with its margin of 1 dB"]
+
+
+def test_blocks_are_drawn_over_their_frames() -> None:
+    drawn = block_quality({"a": {9: 40.0, 21: 30.0, 33: 20.0}}, 25.0, LIGHT)
+    assert (list(drawn.data[0].x), list(drawn.data[0].y)) == ([0, 9, 21, 33], [40.0, 30.0, 20.0, 20.0])
+    assert drawn.layout.annotations[0].text == "worst-block floor"
 
 
 def test_the_fastest_above_the_floors_is_marked_whatever_is_selected(made: Made) -> None:

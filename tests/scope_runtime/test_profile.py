@@ -35,6 +35,8 @@ EVIDENCE = {
     "psnr_db": 37.0,
     "psnr_worst_prompt_db": 33.0,
     "psnr_worst_frame_db": 30.0,
+    "psnr_worst_block_db": 31.0,
+    "metric_version": 2,
     "ssim": 0.97,
     "n": 4,
 }
