@@ -270,7 +270,7 @@ class TestProfiles:
             "speedup_evaluations", "speedup_denoise", "speedup_end_to_end", "psnr_db", "psnr_worst_prompt_db",
             "psnr_worst_frame_db", "ssim", "n",
         )  # fmt: skip
-        evidence = dict.fromkeys(figures, 1.0)
+        evidence = dict.fromkeys(figures, 1)
         return Profile(TWICE, Settings.of(magi.model), ModelIdentity.of(magi.model), evidence)
 
     def test_calibrated_settings_run_the_policy(self, magi: Magi, tmp_path: Path) -> None:
