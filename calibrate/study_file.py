@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -232,7 +233,8 @@ class SearchSpace(_Strict):
         for name in SearchSpace.model_fields:
             if name in Policy.__dataclass_fields__ and name != "predict_threshold":
                 offered = getattr(self, name)
-                for value in offered if isinstance(offered, list) else (offered.low, offered.high):
+                values: Sequence[Any] = (offered.low, offered.high) if isinstance(offered, IntRange) else offered or ()
+                for value in values:
                     try:
                         Policy(**{name: value})
                     except ProfileError as error:

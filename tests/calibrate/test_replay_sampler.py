@@ -15,7 +15,7 @@ from calibrate.replay import Replay
 from calibrate.replay_sampler import Measured, ReplaySampler
 from calibrate.results import BLOCKS, RESULT, Result
 from calibrate.space import Space
-from calibrate.study_file import Floors, Quantiles, SearchSpace, Tail
+from calibrate.study_file import Floors, IntRange, Quantiles, SearchSpace
 from calibrate.trace import TraceRecorder
 from scope_runtime import Policy, exact
 from tests.tiny import CALL, latents, tiny_pipeline
@@ -159,7 +159,7 @@ def test_a_context_that_was_over_the_ceiling_is_not_proposed_again(setting: tupl
     narrow = {
         "predict_threshold": ["never"],
         "cache_quantile": Quantiles(low=0.0, high=0.0),
-        "tail": Tail(low=1, high=1),
+        "tail": IntRange(low=1, high=1),
         "order": [1],
         "axis": ["step"],
     }
