@@ -14,10 +14,11 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import delete, or_, select, update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
-from calibrate.store import Claim, Heartbeat, Store, WorkerRecord
+from calibrate.store import Claim, DatabaseFailed, Heartbeat, Store, WorkerRecord
 
 # How often someone who waits for another worker looks again.
 _POLL_SECONDS = 0.5
@@ -40,12 +41,14 @@ class Worker:
         self._thread = threading.Thread(target=self._beat, name="scope-heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
-        with self.store.storage.sessions.begin() as session:
+        def register(session: Session) -> int:
             now = self.store.storage.now(session)
             record = WorkerRecord(study_id=self.store.study.id, started=now, seen=now)
             session.add(record)
             session.flush()
-            self.id = record.id
+            return record.id
+
+        self.id = self.store.storage.transaction(register)
         self._thread.start()
         return self
 
@@ -54,11 +57,15 @@ class Worker:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        # A database that is gone has raised already; its complaint about the farewell would hide that.
-        with suppress(SQLAlchemyError), self.store.storage.sessions.begin() as session:
+
+        def take_leave(session: Session) -> None:
             session.execute(delete(Claim).where(Claim.worker_id == self.id))
             now = self.store.storage.now(session)
             session.execute(update(WorkerRecord).where(WorkerRecord.id == self.id).values(seen=now, finished=now))
+
+        # A database that is gone has raised already; its complaint about the farewell would hide that.
+        with suppress(DatabaseFailed):
+            self.store.storage.transaction(take_leave, wait=False)
 
     def try_claim(self, work: str) -> bool:
         """Takes on a piece of work unless a living worker has it; says whether that succeeded.
@@ -67,42 +74,43 @@ class Worker:
             work: Its name, at most 80 characters.
         """
         storage, study = self.store.storage, self.store.study.id
-        with storage.sessions.begin() as session:
+        own = Claim.study_id == study, Claim.work == work
+
+        def take_over(session: Session) -> int | None:
             now = storage.now(session)
-            silent = now - timedelta(seconds=self.heartbeat.grace)
-            dead = select(WorkerRecord.id).where(or_(WorkerRecord.finished.is_not(None), WorkerRecord.seen < silent))
-            taken_over = session.scalar(
+            over: ColumnElement[bool] = WorkerRecord.finished.is_not(None)
+            if not storage.lost_within(self.heartbeat.grace):
+                # Otherwise nobody could show that he lives.
+                over = or_(over, WorkerRecord.seen < now - timedelta(seconds=self.heartbeat.grace))
+            return session.scalar(
                 update(Claim)
-                .where(Claim.study_id == study, Claim.work == work, Claim.worker_id.in_(dead))
+                .where(*own, Claim.worker_id.in_(select(WorkerRecord.id).where(over)))
                 .values(worker_id=self.id, since=now)
                 .returning(Claim.worker_id)
                 .execution_options(synchronize_session=False)
             )
-        if taken_over is not None:
+
+        def make(session: Session) -> None:
+            session.add(Claim(study_id=study, work=work, worker_id=self.id, since=storage.now(session)))
+
+        if storage.transaction(take_over) is not None:
             return True
         try:
-            with storage.sessions.begin() as session:
-                session.add(Claim(study_id=study, work=work, worker_id=self.id, since=now))
+            storage.transaction(make)
         except IntegrityError:
-            return False
+            # Its own, if the server was lost after it had kept the claim, and before it said so.
+            return self.holds(work)
         return True
 
     def holds(self, work: str) -> bool:
         """Whether a claim is still this worker's: one that was silent for too long has lost it."""
-        with self.store.storage.sessions() as session:
-            return (
-                session.scalar(select(Claim.worker_id).where(Claim.study_id == self.store.study.id, Claim.work == work))
-                == self.id
-            )
+        holder = select(Claim.worker_id).where(Claim.study_id == self.store.study.id, Claim.work == work)
+        return self.store.storage.transaction(lambda session: session.scalar(holder)) == self.id
 
     def release(self, work: str) -> None:
         """Gives back a claim, so that others need not wait for the end of this worker."""
-        with self.store.storage.sessions.begin() as session:
-            session.execute(
-                delete(Claim).where(
-                    Claim.study_id == self.store.study.id, Claim.work == work, Claim.worker_id == self.id
-                )
-            )
+        own = Claim.study_id == self.store.study.id, Claim.work == work, Claim.worker_id == self.id
+        self.store.storage.transaction(lambda session: session.execute(delete(Claim).where(*own)))
 
     @contextmanager
     def claimed(self, work: str) -> Iterator[None]:
@@ -119,8 +127,11 @@ class Worker:
         time.sleep(_POLL_SECONDS)
 
     def _beat(self) -> None:
+        def beat(session: Session) -> None:
+            now = self.store.storage.now(session)
+            session.execute(update(WorkerRecord).where(WorkerRecord.id == self.id).values(seen=now))
+
         while not self._stop.wait(self.heartbeat.interval):
             # A database that cannot be reached for a moment is no reason to fall silent for good.
-            with suppress(SQLAlchemyError), self.store.storage.sessions.begin() as session:
-                now = self.store.storage.now(session)
-                session.execute(update(WorkerRecord).where(WorkerRecord.id == self.id).values(seen=now))
+            with suppress(DatabaseFailed):
+                self.store.storage.transaction(beat, wait=False)

@@ -284,7 +284,7 @@ def _recorded(study: Study) -> Iterator[Session | None]:
         yield None
         return
     try:
-        with storage.sessions() as session:
+        with storage.reading() as session:
             yield session
     finally:
         storage.close()

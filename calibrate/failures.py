@@ -6,13 +6,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import optuna
-import sqlalchemy.exc
-
 from calibrate.errors import CalibrateError
 from calibrate.files import file_failure
 from calibrate.memory import is_out_of_memory
-from calibrate.store import database_failure
+from calibrate.store import DatabaseFailed
 from scope_runtime import ScopeError, ScopeWarning
 
 
@@ -25,11 +22,6 @@ def explained() -> Iterator[None]:
             yield
     except ScopeError as error:
         raise CalibrateError(str(error)) from error
-    except sqlalchemy.exc.OperationalError as error:
-        raise CalibrateError(f"storage: {database_failure(error)}") from error
-    except optuna.exceptions.StorageInternalError as error:
-        # Optuna wraps what the database said.
-        raise CalibrateError(f"storage: {database_failure(error.__cause__ or error)}") from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -44,3 +36,11 @@ def explained() -> Iterator[None]:
         place = f"{error.filename}: " if error.filename else ""
         problem = file_failure(error)
         raise CalibrateError(f"{place}{problem}." if place else f"{problem[0].upper()}{problem[1:]}.") from error
+    except (AssertionError, UnboundLocalError) as error:
+        # Optuna ends so where it could not write down how a trial ended.
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, DatabaseFailed):
+            behind = behind.__cause__ or behind.__context__
+        if behind is not None:
+            raise behind from error
+        raise

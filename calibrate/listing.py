@@ -38,7 +38,7 @@ def render(store: Store, form: str) -> Iterator[str]:
         .order_by(Generation.id)
         .execution_options(yield_per=_ROWS_AT_ONCE)
     )
-    with store.storage.sessions() as session:
+    with store.storage.reading() as session:
         for generation, environment in session.execute(query):
             record: dict[str, Any] = {name: getattr(generation, name) for name in _COLUMNS}
             record |= {name: record[name].isoformat() for name in ("started", "finished")}

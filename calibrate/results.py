@@ -16,11 +16,9 @@ from optuna.trial import TrialState
 from calibrate.errors import CalibrateError
 from calibrate.quality import FIRST_METRIC_VERSION, METRIC_VERSION, Quality, floor_figures, psnr_meaning
 from calibrate.store import Generation, Store
-from calibrate.store.optuna_tables import attributes_of, complete_attributes
+from calibrate.store.optuna_tables import RESULT, attributes_of, complete_attributes
 from calibrate.study_file import Floors, Rule
 
-# The trial's user attribute that holds its result.
-RESULT = "result"
 # The study's user attribute that holds how well each indicator's change map fits.
 CHANGE_MAPS = "change_maps"
 # User attribute that holds what replay expected of the trial's policy: `speedup_evaluations` and, under `figures`, a

@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Container, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,7 +53,8 @@ from calibrate.results import (
     survey,
 )
 from calibrate.space import Space
-from calibrate.store import Generation, Heartbeat, Store
+from calibrate.store import DatabaseFailed, Generation, Heartbeat, Store
+from calibrate.store.optuna_tables import OBJECTIVES
 from calibrate.store.store import policy_digest
 from calibrate.study_file import Case, Floors, Study
 from calibrate.target import Target, Watch
@@ -233,7 +234,8 @@ class Search:
                 trial.set_user_attr(RESULT, result.to_dict())
             self._refuse_taken_over(trial)
         except KeyboardInterrupt:
-            trial.set_user_attr(STOPPED, trial.number)
+            with suppress(DatabaseFailed):
+                trial.set_user_attr(STOPPED, trial.number)
             raise
         except UpdateFinishedTrialError as error:
             raise _TakenOver from error
@@ -533,11 +535,11 @@ def open_optuna_study(store: Store, *, create: bool, heartbeat: Heartbeat | None
             study = optuna.create_study(
                 study_name=store.study.name,
                 storage=storage,
-                directions=["maximize", "maximize"],
+                directions=["maximize"] * len(OBJECTIVES),
                 load_if_exists=True,
             )
             if study.metric_names is None:
-                study.set_metric_names(["speed-up in block evaluations", "PSNR in dB"])
+                study.set_metric_names(list(OBJECTIVES))
         try:
             return ComparableTrials(study_name=store.study.name, storage=storage)
         except KeyError as error:

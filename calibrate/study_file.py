@@ -23,11 +23,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from sqlalchemy import make_url
 
 from calibrate.errors import CalibrateError
 from calibrate.files import digest, file_failure, read_text
-from calibrate.store import Heartbeat, masked_url
+from calibrate.store import Heartbeat, has_secrets, masked_url, without_secrets
 from calibrate.study_yaml import read_yaml
 from scope_runtime import Policy, ProfileError
 from scope_runtime.errors import named, shown
@@ -621,11 +620,11 @@ class StudyFile:
 
     @property
     def masked_text(self) -> str:
-        """The text for the record; a file that holds a password is written out anew without it and its comments."""
+        """The text for the record, without passwords; a file that holds one is written out anew without comments."""
         url = self.study.storage_url
-        if masked_url(url) == make_url(url).render_as_string(hide_password=False):
-            return self.text
-        return yaml.safe_dump({**self._data, "storage": masked_url(url)}, sort_keys=False)
+        if has_secrets(url):
+            return without_secrets(yaml.safe_dump({**self._data, "storage": masked_url(url)}, sort_keys=False))
+        return without_secrets(self.text)
 
     @property
     def model_path(self) -> Path:

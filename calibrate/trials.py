@@ -130,15 +130,14 @@ class Upkeep:
         silent = self._without_heartbeat()
         self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in silent}
         for trial_id, since in self._silent_since.items():
-            if now - since > self._worker.heartbeat.grace:
+            grace = self._worker.heartbeat.grace
+            if now - since > grace and not self._worker.store.storage.lost_within(grace):
                 end_trial(self._study, trial_id)
 
     def _without_heartbeat(self) -> Collection[int]:
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        with self._worker.store.storage.sessions() as session:
-            seen = session.scalars(
-                select(HEARTBEATS.c.trial_id).where(HEARTBEATS.c.trial_id.in_([t._trial_id for t in running]))
-            ).all()
+        query = select(HEARTBEATS.c.trial_id).where(HEARTBEATS.c.trial_id.in_([t._trial_id for t in running]))
+        seen = self._worker.store.storage.transaction(lambda session: session.scalars(query).all())
         return {trial._trial_id for trial in running}.difference(seen)
 
 

@@ -60,7 +60,7 @@ class Session:
         self.started = time.monotonic()
         self.file = file
         self.narrator = narrator
-        self.storage = Storage(file.study.storage_url, create=create)
+        self.storage = Storage(file.study.storage_url, create=create, told=narrator.say)
 
     @cached_property
     def target(self) -> Target:

@@ -1,5 +1,7 @@
 """What is kept in SQL: studies, generations, environments and exported profiles, beside Optuna's own tables."""
 
+from calibrate.store.address import database_file, has_secrets, masked_url, portable_url, without_secrets
+from calibrate.store.failure import DatabaseFailed
 from calibrate.store.models import (
     Claim,
     Environment,
@@ -9,11 +11,12 @@ from calibrate.store.models import (
     StudyRecord,
     WorkerRecord,
 )
-from calibrate.store.storage import Heartbeat, Storage, database_failure, masked_url, portable_url
+from calibrate.store.storage import Heartbeat, Storage
 from calibrate.store.store import Store, policy_digest, refuse_changes
 
 __all__ = [
     "Claim",
+    "DatabaseFailed",
     "Environment",
     "Generation",
     "GenerationDetail",
@@ -23,9 +26,11 @@ __all__ = [
     "Store",
     "StudyRecord",
     "WorkerRecord",
-    "database_failure",
+    "database_file",
+    "has_secrets",
     "masked_url",
     "policy_digest",
     "portable_url",
     "refuse_changes",
+    "without_secrets",
 ]

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import optuna
-from sqlalchemy import Select, func, inspect, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from calibrate.errors import CalibrateError
@@ -91,19 +91,19 @@ def pulse(storage: Storage) -> tuple[Any, ...]:
         select(func.count(), func.max(Generation.id)).select_from(Generation),
         select(func.count(), func.max(ProfileRecord.id)).select_from(ProfileRecord),
     ]
-    if inspect(storage.engine).has_table(TRIALS.name):
+    if storage.has_table(TRIALS.name):
         queries.append(
             select(TRIALS.c.state, func.count(), func.max(TRIALS.c.trial_id))
             .group_by(TRIALS.c.state)
             .order_by(TRIALS.c.state)
         )
-    with storage.sessions() as session:
+    with storage.reading() as session:
         return tuple(tuple(row) for query in queries for row in session.execute(query))
 
 
 def overviews(storage: Storage) -> list[Overview]:
     """All studies, the one that was last active first."""
-    with storage.sessions() as session:
+    with storage.reading() as session:
         records = session.scalars(select(StudyRecord)).all()
         found = [_overview(storage, session, record) for record in records]
     return sorted(found, key=lambda o: o.last_activity or o.study.created, reverse=True)
@@ -115,7 +115,7 @@ def study_record(storage: Storage, name: str) -> StudyRecord:
     Raises:
         CalibrateError: If there is none of that name.
     """
-    with storage.sessions() as session:
+    with storage.reading() as session:
         record = session.scalar(select(StudyRecord).where(StudyRecord.name == name))
     if record is None:
         raise CalibrateError(f"Study {name!r} is not in this database; it may have been deleted or renamed.")
@@ -124,10 +124,10 @@ def study_record(storage: Storage, name: str) -> StudyRecord:
 
 def trials(storage: Storage, name: str, keys: Sequence[str]) -> list[Trial]:
     """Optuna's trials of a study in order, each with those of its user attributes that `keys` name."""
-    if not inspect(storage.engine).has_table(TRIALS.name):
+    if not storage.has_table(TRIALS.name):
         return []
     listed = select(TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, TRIALS.c.datetime_complete)
-    with storage.sessions() as session:
+    with storage.reading() as session:
         found = {
             trial_id: Trial(number, str(state), finished)
             for trial_id, number, state, finished in session.execute(_of_study(listed, name).order_by(TRIALS.c.number))
@@ -143,13 +143,13 @@ def trials(storage: Storage, name: str, keys: Sequence[str]) -> list[Trial]:
 
 def parameters(storage: Storage, name: str) -> dict[int, dict[str, tuple[Any, optuna.distributions.BaseDistribution]]]:
     """Per trial number and parameter name, the value and the distribution that it was drawn from."""
-    if not inspect(storage.engine).has_table(PARAMETERS.name):
+    if not storage.has_table(PARAMETERS.name):
         return {}
     query = select(
         TRIALS.c.number, PARAMETERS.c.param_name, PARAMETERS.c.param_value, PARAMETERS.c.distribution_json
     ).join(TRIALS, TRIALS.c.trial_id == PARAMETERS.c.trial_id)
     found: dict[int, dict[str, tuple[Any, optuna.distributions.BaseDistribution]]] = {}
-    with storage.sessions() as session:
+    with storage.reading() as session:
         for number, parameter, value, text in session.execute(_of_study(query, name)):
             distribution = _distribution(text)
             found.setdefault(number, {})[parameter] = (distribution.to_external_repr(value), distribution)
@@ -169,7 +169,7 @@ def full_compute(storage: Storage, study_id: int) -> dict[str, FullCompute]:
         .where(Generation.study_id == study_id, Generation.state == "complete", Generation.kind.in_(("stock", "exact")))
         .group_by(Generation.kind)
     )
-    with storage.sessions() as session:
+    with storage.reading() as session:
         return {
             kind: FullCompute(cases, *(float(value or 0.0) for value in means))
             for kind, cases, *means in session.execute(query)
@@ -196,10 +196,10 @@ def measurements(
         )
         .order_by(Generation.kind, Generation.id)
     )
-    with storage.sessions() as session:
+    with storage.reading() as session:
         rows = session.scalars(query).all()
         details: dict[int, dict[str, Any]] = {}
-        if inspect(storage.engine).has_table(GenerationDetail.__tablename__):
+        if storage.has_table(GenerationDetail.__tablename__):
             kept = select(GenerationDetail).where(GenerationDetail.generation_id.in_([row.id for row in rows]))
             details = {record.generation_id: record.detail for record in session.scalars(kept)}
     return [(row, details.get(row.id, {})) for row in rows]
@@ -208,7 +208,7 @@ def measurements(
 def profiles(storage: Storage, study_id: int) -> Sequence[ProfileRecord]:
     """A study's exports, oldest first."""
     query = select(ProfileRecord).where(ProfileRecord.study_id == study_id).order_by(ProfileRecord.id)
-    with storage.sessions() as session:
+    with storage.reading() as session:
         return session.scalars(query).all()
 
 

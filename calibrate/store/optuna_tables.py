@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, DateTime, Select, String, cast, column, func, inspect, select, table
+from sqlalchemy import ColumnElement, DateTime, Select, String, cast, column, func, select, table
 from sqlalchemy.dialects.postgresql import JSONB
 
+from calibrate.errors import CalibrateError
+
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from calibrate.store.storage import Storage
     from calibrate.store.store import Store
 
@@ -24,6 +29,13 @@ PARAMETERS = table(
     "trial_params", *(column(name) for name in ("trial_id", "param_name", "param_value", "distribution_json"))
 )
 HEARTBEATS = table("trial_heartbeats", column("trial_id"))
+DIRECTIONS = table("study_directions", column("study_id"), column("direction"))
+SYSTEM_ATTRIBUTES = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
+
+# What our studies maximise; by these names they are told from other people's.
+OBJECTIVES = ("speed-up in block evaluations", "PSNR in dB")
+# The trial's user attribute that holds its result.
+RESULT = "result"
 
 # PostgreSQL keeps states as an enumeration, which does not compare with text.
 _STATE = cast(TRIALS.c.state, String)
@@ -62,28 +74,26 @@ def _attributes(store: Store, key: str, without: str | None = None) -> Select[st
 
 
 def _texts(store: Store, query: Select[str]) -> Sequence[str]:
-    if not inspect(store.storage.engine).has_table(TRIALS.name):
+    if not store.storage.has_table(TRIALS.name):
         return []
-    with store.storage.sessions() as session:
-        return session.scalars(query).all()
+    return store.storage.transaction(lambda session: session.scalars(query).all())
 
 
 def study_attribute(store: Store, key: str) -> str | None:
     """A user attribute of Optuna's study as JSON text, if it is there."""
-    if not inspect(store.storage.engine).has_table(STUDY_ATTRIBUTES.name):
+    if not store.storage.has_table(STUDY_ATTRIBUTES.name):
         return None
     query = (
         select(STUDY_ATTRIBUTES.c.value_json)
         .join(STUDIES, STUDIES.c.study_id == STUDY_ATTRIBUTES.c.study_id)
         .where(STUDIES.c.study_name == store.study.name, STUDY_ATTRIBUTES.c.key == key)
     )
-    with store.storage.sessions() as session:
-        return session.scalar(query)
+    return store.storage.transaction(lambda session: session.scalar(query))
 
 
 def trial_states(storage: Storage, study: str) -> dict[str, int]:
     """How many of a study's trials are in each of Optuna's states (``COMPLETE``, ``FAIL``, ``RUNNING``, ...)."""
-    if not inspect(storage.engine).has_table(TRIALS.name):
+    if not storage.has_table(TRIALS.name):
         return {}
     query = (
         select(_STATE, func.count())
@@ -91,5 +101,48 @@ def trial_states(storage: Storage, study: str) -> dict[str, int]:
         .where(STUDIES.c.study_name == study)
         .group_by(_STATE)
     )
-    with storage.sessions() as session:
-        return {state: count for state, count in session.execute(query)}  # noqa: C416 (rows are no pairs to mypy)
+    return storage.transaction(lambda session: dict(session.execute(query).tuples().all()))
+
+
+def refuse_foreign(storage: Storage, name: str, is_started: Callable[[Session], bool]) -> None:
+    """Makes sure that Optuna's study of a name, if there is one, was made by this program.
+
+    Args:
+        storage: The database.
+        name: Of the study.
+        is_started: Whether we have a record of it. That is always made before Optuna's study, and looked for after it.
+
+    Raises:
+        CalibrateError: If it was not; it must be neither continued nor deleted.
+    """
+    if not storage.has_table(TRIALS.name):
+        return
+    find = select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
+    if storage.transaction(
+        lambda session: (
+            (study_id := session.scalar(find)) is not None and not (is_started(session) and _is_ours(session, study_id))
+        )
+    ):
+        raise CalibrateError(
+            f"name: this database holds an Optuna study {name!r} that scope-calibrate did not make, and leaves it "
+            "alone; give one of the two another name, or use another database."
+        )
+
+
+def _is_ours(session: Session, study_id: int) -> bool:
+    """Whether an Optuna study has our objectives, or from before they had names, results of ours if it has any."""
+    names = session.scalar(
+        select(SYSTEM_ATTRIBUTES.c.value_json).where(
+            SYSTEM_ATTRIBUTES.c.study_id == study_id, SYSTEM_ATTRIBUTES.c.key == "study:metric_names"
+        )
+    )
+    if names is not None:
+        return json.loads(names) == list(OBJECTIVES)
+    directions = session.scalars(
+        select(cast(DIRECTIONS.c.direction, String)).where(DIRECTIONS.c.study_id == study_id)
+    ).all()
+    if list(directions) != ["MAXIMIZE"] * len(OBJECTIVES):
+        return False
+    complete = select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id, _STATE == "COMPLETE")
+    results = select(ATTRIBUTES.c.key).where(ATTRIBUTES.c.trial_id.in_(complete), ATTRIBUTES.c.key == RESULT)
+    return session.scalar(complete.limit(1)) is None or session.scalar(results.limit(1)) is not None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, column, inspect, select, table
 
 # Optuna keeps its own `alembic_version` in the same database.
@@ -36,6 +33,11 @@ def upgrade(connection: Connection) -> None:
     Raises:
         NewerSchema: If the database is at a revision that is not known here.
     """
+    # Most databases are up to date, and loading Alembic takes longer than finding that out.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
     config = Config()
     config.set_main_option("script_location", "calibrate.store:migrations")
     config.attributes["connection"] = connection

@@ -1,31 +1,42 @@
-"""One database for our tables and Optuna's: opening it, and saying plainly why it cannot be opened."""
+"""One database for our tables and Optuna's: opening it, working on it, and waiting for it where that helps."""
 
 from __future__ import annotations
 
 import os
-import re
-import sqlite3
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-import optuna
-import sqlalchemy.exc
-from filelock import FileLock
-from sqlalchemy import URL, Engine, create_engine, event, func, make_url, select, text
+import filelock
+from sqlalchemy import URL, Engine, create_engine, event, false, func, insert, inspect, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session, sessionmaker
 
 from calibrate.errors import CalibrateError
 from calibrate.store import schema
+from calibrate.store.address import database_file, masked_url, parse_url
+from calibrate.store.failure import DatabaseFailed, database_failure, passes, reported
+from calibrate.store.models import Environment
 
-_SECRET = re.compile("pass|token|secret", re.IGNORECASE)
-# How long a writer waits for another one before SQLite reports "database is locked".
-_BUSY_SECONDS = 60
+if TYPE_CHECKING:
+    import optuna
+
+T = TypeVar("T")
+
+# How long SQLite itself waits for another process before it reports that the database is locked.
+_BUSY_SECONDS = 10
+# How long a database that is locked or was lost is waited for, and how often it is tried again.
+WAIT_SECONDS = 120.0
+_POLL_SECONDS = 1.0
+# Seconds after which a server that has vanished without a word is given up: TCP alone would wait for a quarter of an
+# hour.
+_SILENCE_SECONDS = 60
 # Names our lock among all advisory locks of a PostgreSQL database: "SCOPE" in ASCII.
 _LOCK_KEY = 0x53434F5045
 
@@ -46,36 +57,62 @@ class Heartbeat:
 class Storage:
     """An open database.
 
+    Every access goes through `transaction` or `patiently`, which wait for a database that is locked or lost, or through
+    `reading`, which does not. All turn what it reports into one sentence.
+
     Attributes:
         url: Where it is; print it through `masked_url` only.
         engine: For our tables.
         sessions: Makes sessions on `engine`.
     """
 
-    def __init__(self, url: str, *, create: bool = True, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        create: bool = True,
+        read_only: bool = False,
+        told: Callable[[str], None] | None = None,
+        wait_seconds: float = WAIT_SECONDS,
+    ) -> None:
         """Opens the database, makes missing tables and brings old ones up to date.
 
         Args:
             url: An SQLAlchemy URL, SQLite or PostgreSQL (`postgresql+psycopg://...`).
             create: Whether a missing SQLite file is made; readers that expect one pass False.
             read_only: Whether the database itself refuses every write; nothing is made then, tables included.
+            told: Told in one line that the database is waited for, and that it is back. Without it, nothing is waited
+                for.
+            wait_seconds: How long one that is locked or lost is waited for.
 
         Raises:
             CalibrateError: If the URL or its driver is wrong, the database cannot be reached or written, or was made
                 by a newer version of this program.
         """
-        self.url = _parse(url)
-        if self.url.get_backend_name() == "sqlite":
-            _prepare_file(self.url, create and not read_only)
-        try:
-            self.engine = _read_only_engine(self.url) if read_only else _engine(self.url)
-            self.sessions = sessionmaker(self.engine, expire_on_commit=False)
-            if read_only:
-                self._require_up_to_date()
-            else:
-                self._bring_up_to_date()
-        except (sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError) as error:
-            raise CalibrateError(self.explain(error)) from error
+        self.url = parse_url(url)
+        self.wait_seconds = wait_seconds if told else 0.0
+        self._told = told or (lambda _line: None)
+        self._opened = False
+        self._lost_since: float | None = None
+        self._last_lost: float | None = None
+        self._here = threading.local()
+        mode = self.url.query.get("mode", "rwc")
+        file = database_file(self.url)
+        if file is not None:
+            _prepare_file(file, create and not read_only and mode == "rwc")
+        if mode == "ro" and create and not read_only:
+            raise CalibrateError("storage: mode=ro lets nothing be recorded; remove it from the URL.")
+        read_only = read_only or mode == "ro"
+
+        def open_engine() -> Engine:
+            return create_engine(_opening_url(self.url, read_only), **_engine_options(self.url, read_only))
+
+        self.engine = self.patiently(open_engine)
+        if file is not None and not read_only:
+            event.listen(self.engine, "connect", _configure_sqlite)
+        self.sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self.patiently(self._require_up_to_date if read_only else self._bring_up_to_date)
+        self._opened = True
 
     @staticmethod
     def probe(url: str) -> None:
@@ -84,33 +121,113 @@ class Storage:
         Raises:
             CalibrateError: If it cannot.
         """
-        parsed = _parse(url)
-        path = Path(parsed.database or "")
-        if parsed.get_backend_name() != "sqlite" or path.is_file():
-            Storage(url, create=False).close()
+        parsed = parse_url(url)
+        path = database_file(parsed)
+        if path is None or path.is_file():
+            storage = Storage(url, create=False)
+            try:
+                storage.require_writable()
+            finally:
+                storage.close()
             return
-        _refuse_memory(parsed)
         folder = next(folder for folder in path.resolve().parents if folder.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise CalibrateError(f"storage: {path} cannot be made in {folder}; choose another path.")
 
+    def transaction(self, work: Callable[[Session], T], *, wait: bool = True) -> T:
+        """Does work in one transaction, which is committed at its end.
+
+        Work that the database was lost in is done again, so it must bear that the first time counted after all: a
+        server can be lost after it has committed and before it has said so.
+
+        Args:
+            work: Told the session.
+            wait: Whether a database that is locked or lost is waited for.
+
+        Raises:
+            IntegrityError: If a row is there already.
+            DatabaseFailed: In place of everything else that a database reports.
+        """
+
+        def once() -> T:
+            with self.sessions.begin() as session:
+                return work(session)
+
+        return self.patiently(once, wait=wait)
+
+    def patiently(self, work: Callable[[], T], *, wait: bool = True) -> T:
+        """Does something with this database, again if it is locked or lost; for what is no plain `transaction`.
+
+        Raises:
+            DatabaseFailed: If it cannot be used, or not again within `wait_seconds`.
+        """
+        if getattr(self._here, "busy", False):
+            # Within another piece of work, which is done again as a whole.
+            return work()
+        while True:
+            self._here.busy = True
+            try:
+                done = work()
+            except Exception as error:
+                failure = reported(error)
+                if failure is None:
+                    raise
+                if not passes(failure, opened=self._opened):
+                    raise DatabaseFailed(self.explain(failure)) from error
+                self._last_lost = time.monotonic()
+                if not wait or not self._worth_waiting(failure):
+                    raise DatabaseFailed(self.explain(failure)) from error
+            else:
+                if self._lost_since is not None:
+                    self._lost_since = None
+                    self._told("The database is back.")
+                return done
+            finally:
+                self._here.busy = False
+            time.sleep(_POLL_SECONDS)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session for those who read much at once, which is not waited for.
+
+        Raises:
+            DatabaseFailed: In place of everything that a database reports.
+        """
+        try:
+            with self.sessions() as session:
+                yield session
+        except Exception as error:
+            failure = reported(error)
+            if failure is None:
+                raise
+            raise DatabaseFailed(self.explain(failure)) from error
+
+    def lost_within(self, seconds: float) -> bool:
+        """Whether the database could not be used a moment ago: others may have been silent for that reason alone."""
+        return self._last_lost is not None and time.monotonic() - self._last_lost < seconds
+
     def optuna(self, heartbeat: Heartbeat | None = None) -> optuna.storages.RDBStorage:
-        """Optuna's own storage, in the same database.
+        """Optuna's own storage, in the same database and as patient.
 
         Args:
             heartbeat: How running trials show that they live; None for those who only read.
         """
-        try:
+        # Optuna takes long to load, and those who only look need none of it.
+        from calibrate.store.optuna_storage import PatientStorage
+
+        def connect() -> PatientStorage:
             # Optuna makes its tables one by one; two processes that do so at once would trip over each other.
             with self._alone():
-                return optuna.storages.RDBStorage(
-                    self.url.render_as_string(hide_password=False),
-                    engine_kwargs=_engine_options(self.url),
-                    heartbeat_interval=heartbeat.interval if heartbeat else None,
-                    grace_period=heartbeat.grace if heartbeat else None,
-                )
-        except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
-            raise CalibrateError(self.explain(error)) from error
+                return PatientStorage(
+                    self, _opening_url(self.url).render_as_string(hide_password=False), _engine_options(self.url),
+                    heartbeat,
+                )  # fmt: skip
+
+        return self.patiently(connect)
+
+    def has_table(self, name: str) -> bool:
+        """Whether a table is there."""
+        return self.patiently(lambda: inspect(self.engine).has_table(name))
 
     def now(self, session: Session) -> datetime:
         """The time that all processes on this database agree on: the server's, or for a file this machine's."""
@@ -118,9 +235,9 @@ class Storage:
             return datetime.now(UTC)
         return session.execute(select(func.clock_timestamp())).scalar_one()
 
-    def explain(self, error: Exception) -> str:
+    def explain(self, failure: BaseException) -> str:
         """One sentence for a failure of this database, without its password."""
-        return f"storage: {masked_url(self.url)}: {database_failure(error)}"
+        return f"storage: {masked_url(self.url)}: {database_failure(failure)}"
 
     def require_file(self) -> None:
         """Checks that an SQLite file has not been moved away: an open connection would go on reading it.
@@ -128,12 +245,36 @@ class Storage:
         Raises:
             CalibrateError: If it has.
         """
-        if self.url.get_backend_name() == "sqlite" and not Path(str(self.url.database)).exists():
+        file = database_file(self.url)
+        if file is not None and not file.exists():
             raise CalibrateError(f"storage: {masked_url(self.url)}: the database file is no longer there.")
+
+    def require_writable(self) -> None:
+        """Checks that records may be made, without making one.
+
+        Raises:
+            DatabaseFailed: If not.
+        """
+        columns = [column for column in Environment.__table__.columns if not column.primary_key]
+        nothing = select(*columns).where(false())
+        self.transaction(lambda session: session.execute(insert(Environment).from_select(columns, nothing)))
 
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()
+
+    def _worth_waiting(self, failure: BaseException) -> bool:
+        """Whether the time for waiting is not over yet; the first time, says that the database is waited for."""
+        if not self.wait_seconds:
+            return False
+        now = time.monotonic()
+        if self._lost_since is None:
+            self._lost_since = now
+            self._told(
+                f"{database_failure(failure)[0].upper()}{database_failure(failure)[1:]} Waiting for it, for up to "
+                f"{self.wait_seconds:.0f} seconds."
+            )
+        return now - self._lost_since < self.wait_seconds
 
     def _bring_up_to_date(self) -> None:
         with self.engine.connect() as connection:
@@ -176,11 +317,21 @@ class Storage:
 
         SQLite files are guarded by a lock file beside them, servers by a lock of their own.
         """
-        if self.url.get_backend_name() == "sqlite":
-            with FileLock(f"{self.url.database}.lock"):
-                yield
+        file = database_file(self.url)
+        if file is not None:
+            try:
+                with filelock.FileLock(f"{file}.lock", timeout=WAIT_SECONDS):
+                    yield
+            except filelock.Timeout as error:
+                raise CalibrateError(f"storage: another process keeps {file}.lock; wait for it or stop it.") from error
+            except PermissionError as error:
+                raise CalibrateError(
+                    f"storage: {masked_url(self.url)}: the folder of the database cannot be written; choose another "
+                    "path, or change its permissions."
+                ) from error
             return
         with self.engine.connect() as connection:
+            connection.execute(text(f"SET LOCAL lock_timeout = {int(WAIT_SECONDS * 1000)}"))
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
             try:
                 yield
@@ -188,88 +339,41 @@ class Storage:
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK_KEY})
 
 
-def masked_url(url: str | URL) -> str:
-    """The URL with its password, also one given as a query parameter, replaced by asterisks."""
-    parsed = make_url(url)
-    secrets = {key: "***" for key in parsed.query if _SECRET.search(key)}
-    return parsed.update_query_dict(secrets).render_as_string(hide_password=True)
-
-
-def database_failure(error: BaseException) -> str:
-    """One sentence for what a database or its driver reports; never its text, which may repeat the password."""
-    if isinstance(error, (sqlalchemy.exc.NoSuchModuleError, ModuleNotFoundError)):
-        return (
-            "no driver for this kind of URL is installed; for PostgreSQL write postgresql+psycopg:// and install "
-            "scope-calibrate[postgres]."
-        )
-    original = getattr(error, "orig", None) or error
-    if isinstance(original, sqlite3.Error):
-        return _sqlite_cause(str(original))
-    if isinstance(error, sqlalchemy.exc.OperationalError):
-        return "the database cannot be reached; check the address, the user and that the server runs."
-    return f"the database refused the request ({type(original).__name__}); check the URL and the user's rights."
-
-
-def portable_url(url: str) -> str:
-    """The URL for a file that others read: without password, and without the folders of an SQLite file."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        return f"sqlite:///{Path(parsed.database).name}"
-    return masked_url(parsed)
-
-
-def _parse(url: str) -> URL:
-    try:
-        return make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        raise CalibrateError(
-            "storage: this is not a database URL; write for example sqlite:///runs/study.db or "
-            "postgresql+psycopg://user@host/database."
-        ) from error
-
-
-def _prepare_file(url: URL, create: bool) -> None:
+def _prepare_file(path: Path, create: bool) -> None:
     """Makes the folder of an SQLite file, or says that there is no such file."""
-    _refuse_memory(url)
-    path = Path(url.database or "")
     if not create and not path.exists():
         raise CalibrateError(f"storage: {path} does not exist yet; start the study with `scope-calibrate run`.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise CalibrateError(f"storage: the folder {path.parent} cannot be made; choose another path.") from error
 
 
-def _refuse_memory(url: URL) -> None:
-    if not url.database or url.database == ":memory:":
-        raise CalibrateError(
-            "storage: SQLite needs a file to keep a study in; write for example sqlite:///runs/study.db."
-        )
+def _opening_url(url: URL, read_only: bool = False) -> URL:
+    """What the driver is given: for a file, SQLite's own form, which no name can be mistaken in."""
+    file = database_file(url)
+    if file is None:
+        return url
+    mode = "ro" if read_only else str(url.query.get("mode", "rwc"))
+    return URL.create("sqlite", database=f"file:{quote(str(file.resolve()))}", query={"mode": mode, "uri": "true"})
 
 
-def _engine_options(url: URL) -> dict[str, Any]:
+def _engine_options(url: URL, read_only: bool = False) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": _BUSY_SECONDS}}
-    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
-
-
-def _engine(url: URL) -> Engine:
-    engine = create_engine(url, **_engine_options(url))
-    if url.get_backend_name() == "sqlite":
-        event.listen(engine, "connect", _configure_sqlite)
-    return engine
-
-
-def _read_only_engine(url: URL) -> Engine:
-    """An engine whose every transaction the database itself keeps from writing."""
-    options = _engine_options(url)
-    if url.get_backend_name() == "sqlite":
-        path = quote(str(Path(str(url.database)).resolve()))
-        return create_engine(
-            URL.create("sqlite", database=f"file:{path}", query={"mode": "ro", "uri": "true"}), **options
-        )
-    options["connect_args"]["options"] = "-c default_transaction_read_only=on"
-    return create_engine(url, **options)
+        return {"connect_args": {"timeout": float(str(url.query.get("timeout", _BUSY_SECONDS)))}}
+    options: dict[str, Any] = {
+        "connect_timeout": 10,
+        "keepalives_idle": _SILENCE_SECONDS // 2,
+        "keepalives_interval": _SILENCE_SECONDS // 6,
+        "keepalives_count": 3,
+        "tcp_user_timeout": _SILENCE_SECONDS * 1000,
+    }
+    # What the URL says goes first.
+    options = {name: value for name, value in options.items() if name not in url.query}
+    if read_only:
+        said = url.query.get("options", "")
+        options["options"] = f"{said} -c default_transaction_read_only=on".strip()
+    return {"pool_pre_ping": True, "connect_args": options}
 
 
 def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:
@@ -278,15 +382,3 @@ def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
-
-
-def _sqlite_cause(message: str) -> str:
-    if "full" in message:
-        return "the disk is full; free some space and run the same command again."
-    if "readonly" in message or "unable to open" in message:
-        return "the database file cannot be written; check its path and permissions."
-    if "not a database" in message or "malformed" in message:
-        return "the file is not an SQLite database; choose another path or move the file away."
-    if "locked" in message:
-        return "another process keeps the database locked; wait for it or stop it."
-    return f"SQLite reports: {message}."

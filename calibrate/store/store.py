@@ -10,14 +10,17 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, inspect, or_, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from calibrate.errors import CalibrateError
 from calibrate.files import digest
 from calibrate.store.models import Environment, Generation, GenerationDetail, ProfileRecord, StudyRecord, WorkerRecord
-from calibrate.store.optuna_tables import STUDIES
+from calibrate.store.optuna_tables import STUDIES, refuse_foreign
 from calibrate.store.storage import Heartbeat, Storage
 
 FULL_COMPUTE = "full-compute"
+# What tells generations apart, beside the times at which they ran.
+_NAMED_BY = ("study_id", "kind", "policy_digest", "prompt_digest", "seed", "state")
 
 
 def policy_digest(policy: dict[str, Any] | None) -> str:
@@ -46,8 +49,8 @@ class Store:
         """Finds the study by name, or makes it.
 
         Raises:
-            CalibrateError: If a study of that name exists with other fixed parts or another model; its measurements
-                could not be compared with new ones.
+            CalibrateError: If a study of that name exists with other fixed parts or another model, whose measurements
+                could not be compared with new ones; or one of Optuna's that is not ours.
         """
         new = StudyRecord(
             name=name,
@@ -58,31 +61,35 @@ class Store:
             model=model,
             created=datetime.now(UTC),
         )
-        _add_unless_there(storage, new)
-        with storage.sessions.begin() as session:
+
+        def update_text(session: Session) -> StudyRecord:
             record = session.scalars(select(StudyRecord).where(StudyRecord.name == name)).one()
             refuse_changes(record, fixed_parts, model)
             record.yaml_text = yaml_text
-        return cls(storage, record)
+            return record
+
+        refuse_foreign(storage, name, lambda session: _find(session, name) is not None)
+        _add_unless_there(storage, new)
+        return cls(storage, storage.transaction(update_text))
 
     @classmethod
     def find_study(cls, storage: Storage, name: str) -> Store:
         """Finds a study that has been started.
 
         Raises:
-            CalibrateError: If there is none of that name.
+            CalibrateError: If there is none of that name, or one of Optuna's that is not ours.
         """
-        with storage.sessions() as session:
-            record = session.scalar(select(StudyRecord).where(StudyRecord.name == name))
+        refuse_foreign(storage, name, lambda session: _find(session, name) is not None)
+        record = storage.transaction(lambda session: _find(session, name))
         if record is None:
             raise CalibrateError(f"name: study {name!r} has not been started; start it with `scope-calibrate run`.")
         return cls(storage, record)
 
     def delete(self) -> None:
         """Removes the study with everything that was recorded for it."""
-        with self.storage.sessions.begin() as session:
-            # The database removes what hangs on the study; loading it first would take long.
-            session.execute(delete(StudyRecord).where(StudyRecord.id == self.study.id))
+        # The database removes what hangs on the study; loading it first would take long.
+        removal = delete(StudyRecord).where(StudyRecord.id == self.study.id)
+        self.storage.transaction(lambda session: session.execute(removal))
 
     def rename(self, name: str) -> None:
         """Gives the study another name, in Optuna's table too.
@@ -90,13 +97,15 @@ class Store:
         Raises:
             CalibrateError: If there is a study of that name.
         """
+
+        def change(session: Session) -> None:
+            session.execute(update(StudyRecord).where(StudyRecord.id == self.study.id).values(name=name))
+            if inspect(session.connection()).has_table(STUDIES.name):
+                session.execute(update(STUDIES).where(STUDIES.c.study_name == self.study.name).values(study_name=name))
+
+        refuse_foreign(self.storage, name, lambda session: _find(session, name) is not None)
         try:
-            with self.storage.sessions.begin() as session:
-                session.execute(update(StudyRecord).where(StudyRecord.id == self.study.id).values(name=name))
-                if inspect(session.connection()).has_table(STUDIES.name):
-                    session.execute(
-                        update(STUDIES).where(STUDIES.c.study_name == self.study.name).values(study_name=name)
-                    )
+            self.storage.transaction(change)
         except IntegrityError as error:
             raise CalibrateError(f"name: there is a study {name!r} already; choose another name.") from error
 
@@ -104,25 +113,36 @@ class Store:
         """The id of the environment, recorded once."""
         key = digest({"hardware": hardware, "versions": versions})
         query = select(Environment.id).where(Environment.digest == key)
-        with self.storage.sessions() as session:
-            known = session.scalar(query)
+        known = self.storage.transaction(lambda session: session.scalar(query))
         if known is not None:
             return known
         _add_unless_there(self.storage, Environment(digest=key, hardware=hardware, versions=versions))
-        with self.storage.sessions() as session:
-            return session.scalars(query).one()
+        return self.storage.transaction(lambda session: session.scalars(query).one())
 
     def add(self, generation: Generation, detail: dict[str, Any] | None = None) -> Generation:
         """Records a generation of this study, with its digests filled in, and what is drawn of it, if anything."""
         generation.study_id = self.study.id
         generation.policy_digest = policy_digest(generation.policy)
         generation.prompt_digest = digest(generation.prompt)
-        with self.storage.sessions.begin() as session:
-            session.add(generation)
+        generation.reason = None if generation.reason is None else _storable(generation.reason)
+        names = [column.key for column in Generation.__mapper__.column_attrs if column.key != "id"]
+        fields = {name: getattr(generation, name) for name in names}
+        same = select(Generation).where(
+            *(getattr(Generation, name) == fields[name] for name in (*_NAMED_BY, "started", "finished"))
+        )
+
+        def write(session: Session) -> Generation:
+            # It is there already where the server was lost after it had kept it, and before it said so.
+            if there := session.scalar(same):
+                return there
+            row = Generation(**fields)
+            session.add(row)
             if detail is not None:
                 session.flush()
-                session.add(GenerationDetail(generation_id=generation.id, detail=detail))
-        return generation
+                session.add(GenerationDetail(generation_id=row.id, detail=detail))
+            return row
+
+        return self.storage.transaction(write)
 
     def record(self, generation: Generation, detail: dict[str, Any] | None = None) -> Generation:
         """Like `add`, unless another worker has measured the same meanwhile; gives the one that counts."""
@@ -154,13 +174,12 @@ class Store:
             .order_by(Generation.metric_version.desc(), Generation.id)
             .limit(1)
         )
-        with self.storage.sessions() as session:
-            return session.scalar(query)
+        return self.storage.transaction(lambda session: session.scalar(query))
 
     def complete(self, kind: str, *, metric_version: int | None = None) -> Sequence[Generation]:
         """All complete generations of a kind, or those with one version of the quality figures, oldest first."""
-        with self.storage.sessions() as session:
-            return session.scalars(self._complete(kind, metric_version).order_by(Generation.id)).all()
+        query = self._complete(kind, metric_version).order_by(Generation.id)
+        return self.storage.transaction(lambda session: session.scalars(query).all())
 
     def _complete(self, kind: str, metric_version: int | None) -> Select[Generation]:
         return select(Generation).where(
@@ -183,14 +202,14 @@ class Store:
         spent = select(func.sum(Generation.evaluations)).where(
             *own, or_(Generation.kind.in_(("stock", "exact")), searched)
         )
-        with self.storage.sessions() as session:
-            return float(session.scalar(spent) or 0.0) / float(session.scalar(full) or math.inf)
+        return self.storage.transaction(
+            lambda session: float(session.scalar(spent) or 0.0) / float(session.scalar(full) or math.inf)
+        )
 
     def last_activity(self) -> datetime | None:
         """When the newest generation finished."""
         query = select(func.max(Generation.finished)).where(Generation.study_id == self.study.id)
-        with self.storage.sessions() as session:
-            return session.scalar(query)
+        return self.storage.transaction(lambda session: session.scalar(query))
 
     def counts(self) -> dict[str, int]:
         """How many generations of each kind are complete, and under `failed` how many failed."""
@@ -200,10 +219,9 @@ class Store:
             .group_by(Generation.kind, Generation.state)
         )
         counts: dict[str, int] = {}
-        with self.storage.sessions() as session:
-            for kind, state, count in session.execute(query):
-                key = kind if state == "complete" else "failed"
-                counts[key] = counts.get(key, 0) + count
+        for kind, state, count in self.storage.transaction(lambda session: session.execute(query).all()):
+            key = kind if state == "complete" else "failed"
+            counts[key] = counts.get(key, 0) + count
         return counts
 
     def failures(self) -> dict[str, int]:
@@ -214,37 +232,48 @@ class Store:
             .group_by(Generation.reason)
             .order_by(func.count().desc())
         )
-        with self.storage.sessions() as session:
-            return {reason or "unknown": count for reason, count in session.execute(query)}
+        found = self.storage.transaction(lambda session: session.execute(query).all())
+        return {reason or "unknown": count for reason, count in found}
 
     def workers(self, heartbeat: Heartbeat) -> int:
         """How many workers are at it."""
-        with self.storage.sessions() as session:
+
+        def count(session: Session) -> int:
             silent = self.storage.now(session) - timedelta(seconds=heartbeat.grace)
             query = select(func.count()).where(
                 WorkerRecord.study_id == self.study.id, WorkerRecord.finished.is_(None), WorkerRecord.seen >= silent
             )
             return session.execute(query).scalar_one()
 
+        return self.storage.transaction(count)
+
     def add_profile(self, trial_number: int, rule: str, path: str, profile: dict[str, Any]) -> None:
         """Records an export."""
-        with self.storage.sessions.begin() as session:
-            session.add(
-                ProfileRecord(
-                    study_id=self.study.id,
-                    trial_number=trial_number,
-                    rule=rule,
-                    path=path,
-                    profile=profile,
-                    created=datetime.now(UTC),
+        created = datetime.now(UTC)
+        same = select(ProfileRecord.id).where(
+            ProfileRecord.study_id == self.study.id, ProfileRecord.path == path, ProfileRecord.created == created
+        )
+
+        def write(session: Session) -> None:
+            # It is there already where the server was lost after it had kept it, and before it said so.
+            if session.scalar(same) is None:
+                session.add(
+                    ProfileRecord(
+                        study_id=self.study.id,
+                        trial_number=trial_number,
+                        rule=rule,
+                        path=path,
+                        profile=profile,
+                        created=created,
+                    )
                 )
-            )
+
+        self.storage.transaction(write)
 
     def profiles(self) -> Sequence[ProfileRecord]:
         """The study's exports, oldest first."""
         query = select(ProfileRecord).where(ProfileRecord.study_id == self.study.id).order_by(ProfileRecord.id)
-        with self.storage.sessions() as session:
-            return session.scalars(query).all()
+        return self.storage.transaction(lambda session: session.scalars(query).all())
 
 
 def measured_by(metric_version: int | None) -> list[ColumnElement[bool]]:
@@ -261,8 +290,17 @@ def _given(part: Any) -> Any:
 
 def _add_unless_there(storage: Storage, record: StudyRecord | Environment) -> None:
     """Adds a record with a unique name; if another process was first, its record stays."""
-    with contextlib.suppress(IntegrityError), storage.sessions.begin() as session:
-        session.add(record)
+    with contextlib.suppress(IntegrityError):
+        storage.transaction(lambda session: session.add(record))
+
+
+def _find(session: Session, name: str) -> StudyRecord | None:
+    return session.scalar(select(StudyRecord).where(StudyRecord.name == name))
+
+
+def _storable(text: str) -> str:
+    """A text from somewhere, without what no database keeps."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
 
 def refuse_changes(record: StudyRecord, fixed_parts: dict[str, Any], model: dict[str, Any] | None = None) -> None:

@@ -1,0 +1,92 @@
+"""Optuna's storage in our database: as patient as ours, and with the same sentences for what goes wrong."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from alembic.util import CommandError
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from calibrate.errors import CalibrateError
+from calibrate.store.address import masked_url
+from calibrate.store.failure import DatabaseFailed
+
+if TYPE_CHECKING:
+    from calibrate.store.storage import Heartbeat, Storage
+
+
+class PatientStorage(RDBStorage):
+    """Waits for a database that is locked or lost, in each of its methods; one of them is one transaction."""
+
+    def __init__(self, owner: Storage, url: str, engine_kwargs: dict[str, Any], heartbeat: Heartbeat | None) -> None:
+        """Opens it, and makes Optuna's tables where they are missing.
+
+        Args:
+            owner: Ours, which knows how to wait.
+            url: To open.
+            engine_kwargs: See `optuna.storages.RDBStorage`.
+            heartbeat: How running trials show that they live; None for those who only read.
+
+        Raises:
+            CalibrateError: If the tables belong to another version of Optuna, or to another program.
+        """
+        self._owner = owner
+        self._grace = heartbeat.grace if heartbeat else 0
+        try:
+            super().__init__(
+                url,
+                engine_kwargs=engine_kwargs,
+                heartbeat_interval=heartbeat.interval if heartbeat else None,
+                grace_period=heartbeat.grace if heartbeat else None,
+            )
+        except (CommandError, RuntimeError) as error:
+            raise CalibrateError(
+                f"storage: {masked_url(owner.url)}: its tables were made by another version of Optuna or by another "
+                "program; use another database, or upgrade it with `optuna storage upgrade`."
+            ) from error
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """As Optuna's; a trial that has ended so already, before the database was lost, has been ended by this."""
+        first = True
+
+        def once() -> bool:
+            nonlocal first
+            again, first = not first, False
+            try:
+                return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+            except UpdateFinishedTrialError:
+                if again and self.get_trial(trial_id).state == state:
+                    return True
+                raise
+
+        return self._owner.patiently(once)
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """As Optuna's, in a thread of its own that must go on: the next sign of life may get through."""
+        with suppress(DatabaseFailed):
+            self._owner.patiently(lambda: RDBStorage.record_heartbeat(self, trial_id), wait=False)
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        """As Optuna's; none after the database was lost, when nobody could give a sign of life."""
+        if self._owner.lost_within(self._grace):
+            return []
+        return self._owner.patiently(lambda: RDBStorage._get_stale_trial_ids(self, study_id))
+
+
+def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def patient(self: PatientStorage, *arguments: Any, **named: Any) -> Any:
+        return self._owner.patiently(lambda: method(self, *arguments, **named))
+
+    return patient
+
+
+for _name, _method in vars(RDBStorage).items():
+    if inspect.isfunction(_method) and not _name.startswith("__") and _name not in vars(PatientStorage):
+        setattr(PatientStorage, _name, _patient(_method))
