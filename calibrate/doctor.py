@@ -15,7 +15,6 @@ import psutil
 import torch
 import transformers
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from calibrate.devices import has_device, require_device
 from calibrate.errors import CalibrateError
@@ -23,7 +22,7 @@ from calibrate.footprint import Footprint, footprint_of, magi_1_weights, read_co
 from calibrate.outputs import existing, require_cache, require_profile_path
 from calibrate.scores import Scores
 from calibrate.store import Generation as GenerationRecord
-from calibrate.store import Storage, StudyRecord, masked_url, refuse_changes
+from calibrate.store import Storage, StudyRecord, masked_url, recorded, refuse_changes
 from calibrate.study_file import Study, StudyFile
 
 State = Literal["ok", "warning", "failed"]
@@ -271,21 +270,20 @@ def _database(study: Study) -> Check:
 
 def _started(study: Study) -> StudyRecord | None:
     """The study's record, if it was started before."""
-    with _recorded(study) as session:
-        return session.scalar(select(StudyRecord).where(StudyRecord.name == study.name)) if session else None
+    with _opened(study) as storage:
+        return recorded(storage, study.name) if storage else None
 
 
 @contextlib.contextmanager
-def _recorded(study: Study) -> Iterator[Session | None]:
-    """A session on the study's database, if there is one."""
+def _opened(study: Study) -> Iterator[Storage | None]:
+    """The study's database, if there is one."""
     try:
         storage = Storage(study.storage_url, create=False)
     except CalibrateError:
         yield None
         return
     try:
-        with storage.reading() as session:
-            yield session
+        yield storage
     finally:
         storage.close()
 
@@ -342,8 +340,9 @@ def _measured_seconds(study: Study) -> float | None:
         .join(StudyRecord, StudyRecord.id == GenerationRecord.study_id)
         .where(StudyRecord.name == study.name, GenerationRecord.kind == "stock", GenerationRecord.state == "complete")
     )
-    with _recorded(study) as session:
-        seconds = [value for value in session.scalars(query) if value is not None] if session else []
+    with _opened(study) as storage:
+        found = storage.transaction(lambda session: session.scalars(query).all()) if storage else ()
+    seconds = [value for value in found if value is not None]
     return sum(seconds) / len(seconds) if seconds else None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -106,7 +105,7 @@ def load_results(store: Store) -> list[Result]:
 
     Figures may have several versions; see `of_metric`.
     """
-    return _distinct(json.loads(text) for text in complete_attributes(store, RESULT))
+    return _distinct(complete_attributes(store, RESULT))
 
 
 def results_of(study: optuna.Study) -> list[Result]:
@@ -122,14 +121,14 @@ def results_in(attributes: Iterable[Mapping[str, Any]]) -> list[Result]:
 
 def survey(store: Store) -> list[Result]:
     """As `load_results`, with empty policies, which make up most of a result; `with_policies` adds those wanted."""
-    found = (json.loads(text) for text in complete_attributes(store, RESULT, without="policy"))
+    found = complete_attributes(store, RESULT, without="policy")
     return _distinct({**fields, "policy": {}} for fields in found)
 
 
 def with_policies(store: Store, results: Sequence[Result]) -> list[Result]:
     """A few of the results of `survey` in full, in the order given."""
     numbers = [result.trial for result in results]
-    full = {result.trial: result for result in _distinct(map(json.loads, attributes_of(store, RESULT, numbers)))}
+    full = {result.trial: result for result in _distinct(attributes_of(store, RESULT, numbers))}
     return [full[number] for number in numbers]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -398,7 +397,7 @@ def verify(profile_path: Path, study: Path | None, model: Path | None, narrator:
 
 def _baselines(session: Session, store: Store, worker: Worker) -> dict[Case, Baseline]:
     cases = session.file.study.search_cases
-    maker = Baselines(session.target, store, worker, session.file.study.cache_folder)
+    maker = Baselines(session.target, store, worker, session.file.study.cache_folder, session.narrator.say)
     session.narrator.say(f"Traces for replay, per prompt: {session.target.trace_size()}")
     session.narrator.stage("Baselines: stock and exact", len(cases))
     made = {}
@@ -423,8 +422,7 @@ def _exporter(session: Session, store: Store) -> Exporter:
 
 def _change_maps(store: Store) -> dict[str, Any]:
     """How well each indicator's change map fits, as the search found it."""
-    text = study_attribute(store, CHANGE_MAPS)
-    return json.loads(text) if text else {}
+    return study_attribute(store, CHANGE_MAPS) or {}
 
 
 def _export_seconds(baselines: list[Baseline], cases: int) -> float:

@@ -12,7 +12,7 @@ from calibrate.store.models import (
     WorkerRecord,
 )
 from calibrate.store.storage import Heartbeat, Storage
-from calibrate.store.store import Store, policy_digest, refuse_changes
+from calibrate.store.store import Store, policy_digest, recorded, refuse_changes
 
 __all__ = [
     "Claim",
@@ -31,6 +31,7 @@ __all__ = [
     "masked_url",
     "policy_digest",
     "portable_url",
+    "recorded",
     "refuse_changes",
     "without_secrets",
 ]

@@ -30,6 +30,7 @@ _BY_STATE = {
     "53100": _FULL,
     "53300": _CROWDED,
     "55P03": _LOCKED,
+    "22P02": _DAMAGED,
     "58": _DAMAGED,
     "XX": _DAMAGED,
     "42P01": _FOREIGN,
@@ -162,6 +163,6 @@ def _sqlite_cause(error: sqlite3.Error) -> str:
     message = str(error)
     if "no such" in message or "already exists" in message or "has no column" in message:
         return _FOREIGN
-    if "decode" in message:
+    if "decode" in message or "malformed" in message:
         return _DAMAGED
     return f"SQLite reports: {message}."

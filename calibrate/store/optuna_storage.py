@@ -79,6 +79,13 @@ class PatientStorage(RDBStorage):
         return self._owner.patiently(lambda: RDBStorage._get_stale_trial_ids(self, study_id))
 
 
+# What asks no database: that it succeeds says nothing.
+_LOCAL = {
+    "get_heartbeat_interval", "get_heartbeat_stale_trial_callback", "remove_session", "get_head_version",
+    "get_all_versions",
+}  # fmt: skip
+
+
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def patient(self: PatientStorage, *arguments: Any, **named: Any) -> Any:
@@ -88,5 +95,5 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _name, _method in vars(RDBStorage).items():
-    if inspect.isfunction(_method) and not _name.startswith("__") and _name not in vars(PatientStorage):
+    if inspect.isfunction(_method) and not _name.startswith("__") and _name not in {*vars(PatientStorage), *_LOCAL}:
         setattr(PatientStorage, _name, _patient(_method))

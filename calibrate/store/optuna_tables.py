@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, DateTime, Select, String, cast, column, func, select, table
 from sqlalchemy.dialects.postgresql import JSONB
@@ -41,8 +41,8 @@ RESULT = "result"
 _STATE = cast(TRIALS.c.state, String)
 
 
-def complete_attributes(store: Store, key: str, *, without: str | None = None) -> Sequence[str]:
-    """A user attribute of all complete trials that have it, as JSON texts in the order of the trials.
+def complete_attributes(store: Store, key: str, *, without: str | None = None) -> Sequence[dict[str, Any]]:
+    """A user attribute of all complete trials that have it, in the order of the trials.
 
     Args:
         store: The study's records.
@@ -50,12 +50,12 @@ def complete_attributes(store: Store, key: str, *, without: str | None = None) -
         without: A field of it that the database leaves out, because reading a large one takes most of the time.
     """
     query = _attributes(store, key, without).where(_STATE == "COMPLETE").order_by(TRIALS.c.number)
-    return _texts(store, query)
+    return _decoded(store, query)
 
 
-def attributes_of(store: Store, key: str, trials: Collection[int]) -> Sequence[str]:
-    """A user attribute of the trials of these numbers, whatever became of them, as JSON texts."""
-    return _texts(store, _attributes(store, key).where(TRIALS.c.number.in_(trials)))
+def attributes_of(store: Store, key: str, trials: Collection[int]) -> Sequence[dict[str, Any]]:
+    """A user attribute of the trials of these numbers, whatever became of them."""
+    return _decoded(store, _attributes(store, key).where(TRIALS.c.number.in_(trials)))
 
 
 def _attributes(store: Store, key: str, without: str | None = None) -> Select[str]:
@@ -73,14 +73,14 @@ def _attributes(store: Store, key: str, without: str | None = None) -> Select[st
     )
 
 
-def _texts(store: Store, query: Select[str]) -> Sequence[str]:
+def _decoded(store: Store, query: Select[str]) -> Sequence[dict[str, Any]]:
     if not store.storage.has_table(TRIALS.name):
         return []
-    return store.storage.transaction(lambda session: session.scalars(query).all())
+    return store.storage.transaction(lambda session: [json.loads(text) for text in session.scalars(query)])
 
 
-def study_attribute(store: Store, key: str) -> str | None:
-    """A user attribute of Optuna's study as JSON text, if it is there."""
+def study_attribute(store: Store, key: str) -> Any:
+    """A user attribute of Optuna's study, or None if it is not there."""
     if not store.storage.has_table(STUDY_ATTRIBUTES.name):
         return None
     query = (
@@ -88,7 +88,7 @@ def study_attribute(store: Store, key: str) -> str | None:
         .join(STUDIES, STUDIES.c.study_id == STUDY_ATTRIBUTES.c.study_id)
         .where(STUDIES.c.study_name == store.study.name, STUDY_ATTRIBUTES.c.key == key)
     )
-    return store.storage.transaction(lambda session: session.scalar(query))
+    return store.storage.transaction(lambda session: json.loads(session.scalar(query) or "null"))
 
 
 def trial_states(storage: Storage, study: str) -> dict[str, int]:

@@ -179,7 +179,7 @@ class Storage:
                     raise DatabaseFailed(self.explain(failure)) from error
             else:
                 if self._lost_since is not None:
-                    self._lost_since = None
+                    self._lost_since, self._last_lost = None, time.monotonic()
                     self._told("The database is back.")
                 return done
             finally:
@@ -204,7 +204,8 @@ class Storage:
 
     def lost_within(self, seconds: float) -> bool:
         """Whether the database could not be used a moment ago: others may have been silent for that reason alone."""
-        return self._last_lost is not None and time.monotonic() - self._last_lost < seconds
+        last = self._last_lost
+        return self._lost_since is not None or (last is not None and time.monotonic() - last < seconds)
 
     def optuna(self, heartbeat: Heartbeat | None = None) -> optuna.storages.RDBStorage:
         """Optuna's own storage, in the same database and as patient.

@@ -79,8 +79,7 @@ class Store:
         Raises:
             CalibrateError: If there is none of that name, or one of Optuna's that is not ours.
         """
-        refuse_foreign(storage, name, lambda session: _find(session, name) is not None)
-        record = storage.transaction(lambda session: _find(session, name))
+        record = recorded(storage, name)
         if record is None:
             raise CalibrateError(f"name: study {name!r} has not been started; start it with `scope-calibrate run`.")
         return cls(storage, record)
@@ -292,6 +291,16 @@ def _add_unless_there(storage: Storage, record: StudyRecord | Environment) -> No
     """Adds a record with a unique name; if another process was first, its record stays."""
     with contextlib.suppress(IntegrityError):
         storage.transaction(lambda session: session.add(record))
+
+
+def recorded(storage: Storage, name: str) -> StudyRecord | None:
+    """A study's record, if it was started.
+
+    Raises:
+        CalibrateError: If Optuna has a study of that name that is not ours.
+    """
+    refuse_foreign(storage, name, lambda session: _find(session, name) is not None)
+    return storage.transaction(lambda session: _find(session, name))
 
 
 def _find(session: Session, name: str) -> StudyRecord | None:

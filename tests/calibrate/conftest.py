@@ -108,13 +108,10 @@ def postgres_server() -> Iterator[str]:
     running.cleanup()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'study.db'}"
-        return
-    server = make_url(request.getfixturevalue("postgres_server"))
+@pytest.fixture
+def postgres_database(postgres_server: str, tmp_path: Path) -> Iterator[str]:
+    """An empty PostgreSQL database."""
+    server = make_url(postgres_server)
     name = "t_" + "".join(c for c in tmp_path.name.lower() if c.isalnum())
     admin = create_engine(server, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
@@ -123,6 +120,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     with admin.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     admin.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'study.db'}"
+    return str(request.getfixturevalue("postgres_database"))
 
 
 @pytest.fixture

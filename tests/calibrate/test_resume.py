@@ -87,22 +87,40 @@ def test_a_killed_run_is_completed_by_the_same_command(
     }  # fmt: skip
 
 
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _flip_a_bit(content: bytes) -> bytes:
+    """In the middle of the numbers, where nothing but the numbers can tell."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def _change_a_time(content: bytes) -> bytes:
+    """In the description, where it stays readable."""
+    return content.replace(b'stock_seconds\\": ', b'stock_seconds\\":9', 1)
+
+
 def test_a_damaged_baseline_is_made_anew(make_workplace: Callable[..., Workplace]) -> None:
     workplace = make_workplace(budget={"trials": 1}, name="damaged")
-    assert workplace.scope("run", "study.yaml").exit_code == 0
+    assert workplace.scope("worker", "study.yaml").exit_code == 0
     kept = sorted((workplace.folder / "runs/damaged").glob("*.safetensors"))
-    whole = kept[0].read_bytes()
-    kept[0].write_bytes(whole[: len(whole) // 2])
     # What a process leaves that is killed while it writes.
     leftover = kept[0].with_name(f".{kept[0].name}.abc123")
-    leftover.write_bytes(whole[:100])
-    result = workplace.scope("run", "study.yaml")
-    assert result.exit_code == 0, result.output
-    assert result.stderr.count("(kept from before)") == 1
-    # The timings beside the tensors differ from run to run, and with them the size of the file.
-    made, lost = load(kept[0].read_bytes()), load(whole)
-    assert made.keys() == lost.keys()
-    for name in lost:
-        torch.testing.assert_close(made[name], lost[name], rtol=0, atol=0, equal_nan=True)
-    assert sorted((workplace.folder / "runs/damaged").glob("*.safetensors")) == kept
-    assert not leftover.exists()
+    for damage in (_cut, _flip_a_bit, _change_a_time):
+        whole = kept[0].read_bytes()
+        assert damage(whole) != whole
+        kept[0].write_bytes(damage(whole))
+        leftover.write_bytes(whole[:100])
+        result = workplace.scope("worker", "study.yaml")
+        assert result.exit_code == 0, result.output
+        assert result.stderr.count("(kept from before)") == 1
+        assert f"{kept[0].relative_to(workplace.folder)} is damaged; it is made anew" in result.stderr
+        # The timings beside the tensors differ from run to run, and with them the size of the file.
+        made, lost = load(kept[0].read_bytes()), load(whole)
+        assert made.keys() == lost.keys()
+        for name in lost:
+            torch.testing.assert_close(made[name], lost[name], rtol=0, atol=0, equal_nan=True)
+        assert sorted((workplace.folder / "runs/damaged").glob("*.safetensors")) == kept
+        assert not leftover.exists()
