@@ -65,12 +65,13 @@ def run(
 ) -> None:
     """Run a study to its end: baselines, search, export. A killed run is continued by the same command."""
     from calibrate import workflow
+    from calibrate.session import open_session
 
     with (
         _explained(f"scope-calibrate run {study}"),
         _terminable(),
         Narrator() as narrator,
-        workflow.open_session(study, narrator, create=True) as session,
+        open_session(study, narrator, create=True) as session,
     ):
         session.file.aim(target_speedup=target_speedup, min_psnr=min_psnr, min_ssim=min_ssim, max_memory=max_memory)
         exported = workflow.run(session, warm_start)
@@ -81,12 +82,13 @@ def run(
 def worker(study: StudyPath) -> None:
     """Take part in a study's baselines and search. Start as many as there are devices; any of them may be killed."""
     from calibrate import workflow
+    from calibrate.session import open_session
 
     with (
         _explained(f"scope-calibrate worker {study}"),
         _terminable(),
         Narrator() as narrator,
-        workflow.open_session(study, narrator, create=True) as session,
+        open_session(study, narrator, create=True) as session,
     ):
         workflow.work(session)
 
@@ -118,15 +120,16 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show how far a study has come."""
-    from calibrate import workflow
+    from calibrate import overview
+    from calibrate.session import open_session
 
     if watch and as_json:
         raise typer.BadParameter("--watch shows a table; leave out --json or --watch")
-    with _explained(), workflow.open_session(study, Narrator()) as session:
+    with _explained(), open_session(study, Narrator()) as session:
         if watch:
-            _watch(lambda: _status_table(workflow.status(session)))
+            _watch(lambda: _status_table(overview.status(session)))
             return
-        state = workflow.status(session)
+        state = overview.status(session)
     if as_json:
         _print_json(state)
     else:
@@ -139,25 +142,27 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete all records of a study from its database; cached clips and exported profiles stay."""
-    from calibrate import workflow
+    from calibrate import overview
+    from calibrate.session import open_session
 
-    with _explained(), workflow.open_session(study, Narrator()) as session:
+    with _explained(), open_session(study, Narrator()) as session:
         counts = session.find().counts()
         if not yes:
             typer.confirm(
                 f"Delete study {session.file.study.name} with {sum(counts.values())} generations?", abort=True, err=True
             )
-        workflow.delete(session)
+        overview.delete(session)
     print(f"Deleted study {session.file.study.name}; cached clips are left in {session.file.study.cache_folder}.")
 
 
 @app.command()
 def rename(study: StudyPath, name: Annotated[str, typer.Argument(metavar="NEW_NAME")]) -> None:
     """Rename a study in its database, and say what to write into its file."""
-    from calibrate import workflow
+    from calibrate import overview
+    from calibrate.session import open_session
 
-    with _explained(), workflow.open_session(study, Narrator()) as session:
-        lines = workflow.rename(session, name)
+    with _explained(), open_session(study, Narrator()) as session:
+        lines = overview.rename(session, name)
     print(f"Renamed; now put these lines into {study} in place of what it says there:")
     for line in lines:
         print(line)
@@ -169,10 +174,10 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Set studies side by side: settings that differ, how far they came, their best and their exported figures."""
-    from calibrate import workflow
+    from calibrate import overview
 
     with _explained():
-        compared = workflow.compare(studies)
+        compared = overview.compare(studies)
     if as_json:
         _print_json(compared)
         return
@@ -196,14 +201,14 @@ def generations(
     output: Annotated[Path | None, typer.Option(help="A file; else standard output.")] = None,
 ) -> None:
     """List every generation of a study with its settings, cost, figures and environment."""
-    from calibrate import workflow
     from calibrate.files import write_atomically
     from calibrate.listing import FORMATS, render
     from calibrate.outputs import require_file
+    from calibrate.session import open_session
 
     if form not in FORMATS:
         raise typer.BadParameter(f"--format: {form!r} is not known; write csv or json")
-    with _explained(), workflow.open_session(study, Narrator()) as session:
+    with _explained(), open_session(study, Narrator()) as session:
         if output is not None:
             require_file(session.file, output, "--output")
         lines = render(session.find(), form)
@@ -267,10 +272,11 @@ def front(
     as_json: AsJson = False,
 ) -> None:
     """List the best trade-offs between speed and quality that were measured so far."""
-    from calibrate import workflow
+    from calibrate import overview
+    from calibrate.session import open_session
 
-    with _explained(), workflow.open_session(study, Narrator()) as session:
-        found = workflow.pareto_front(session, earlier=earlier)
+    with _explained(), open_session(study, Narrator()) as session:
+        found = overview.pareto_front(session, earlier=earlier)
         floors = session.file.study.floors
     results, set_apart = found.entries, found.set_apart
     if as_json:
@@ -310,8 +316,9 @@ def export(
 ) -> None:
     """Export a profile from what has been measured, with evidence from the held-out prompts."""
     from calibrate import workflow
+    from calibrate.session import open_session
 
-    with _explained(), Narrator() as narrator, workflow.open_session(study, narrator) as session:
+    with _explained(), Narrator() as narrator, open_session(study, narrator) as session:
         session.file.aim(target_speedup=target_speedup, min_psnr=min_psnr, min_ssim=min_ssim, max_memory=max_memory)
         settings = session.file.export_settings(rule, output)
         exported = workflow.export(session, settings, trial)

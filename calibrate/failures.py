@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from calibrate.errors import CalibrateError
 from calibrate.files import file_failure
-from calibrate.memory import is_out_of_memory
 from calibrate.store import DatabaseFailed
 from scope_runtime import ScopeError, ScopeWarning
 
@@ -23,6 +22,9 @@ def explained() -> Iterator[None]:
     except ScopeError as error:
         raise CalibrateError(str(error)) from error
     except (MemoryError, RuntimeError) as error:
+        # It asks torch, which whoever runs out of its memory has loaded.
+        from calibrate.memory import is_out_of_memory
+
         if not is_out_of_memory(error):
             raise
         raise CalibrateError(

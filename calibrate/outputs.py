@@ -8,11 +8,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
-
 from calibrate.errors import CalibrateError
 from calibrate.files import file_failure, read_text
+from calibrate.store import database_file
 from calibrate.study_file import Study, StudyFile
 from scope_runtime.files import temporary_name
 from scope_runtime.profile import FORMAT, MOST_BYTES
@@ -53,7 +51,7 @@ def require_file(file: StudyFile, path: Path, field: str) -> None:
     Raises:
         CalibrateError: Naming `field`, if it is a folder, the study file or its database, or cannot be written.
     """
-    own = {file.path: "the study file itself", _database(file.study): "the study's database"}
+    own = {file.path: "the study file itself", database_file(file.study.storage_url): "the study's database"}
     for other, what in own.items():
         if other is not None and os.path.realpath(path) == os.path.realpath(other):
             raise CalibrateError(f"{field}: {path} is {what}; choose another path.")
@@ -89,15 +87,6 @@ def _require_writable(path: Path, named: str) -> None:
                 part.lstat()
     except OSError as error:
         raise CalibrateError(f"{named} cannot be written: {file_failure(error)}.") from error
-
-
-def _database(study: Study) -> Path | None:
-    """The file of an SQLite database."""
-    with contextlib.suppress(ArgumentError, ValueError):
-        url = make_url(study.storage_url)
-        if url.get_backend_name() == "sqlite" and url.database:
-            return Path(url.database)
-    return None
 
 
 def _is_profile(path: Path) -> bool:

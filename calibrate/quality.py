@@ -15,14 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from pytorch_msssim import ssim
-from scipy.stats import bootstrap
+
+# What measures is loaded where it measures: whoever only looks at figures does not wait for it.
+if TYPE_CHECKING:
+    import torch
 
 Frames = NDArray[np.float32]
 
@@ -199,6 +199,8 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     """
     if len(values) < 2:
         return {}
+    from scipy.stats import bootstrap
+
     found = bootstrap((np.asarray(values),), np.mean, method="percentile", rng=0).confidence_interval
     return {"mean_low": float(found.low), "mean_high": float(found.high)}
 
@@ -225,6 +227,8 @@ def mean_over_frames(
         reference: Frames [T, H, W, 3] in [0, 1].
         candidate: The same shape.
     """
+    import torch
+
     scores = []
     with torch.no_grad():
         for start in range(0, len(reference), _BATCH):
@@ -237,10 +241,14 @@ def mean_over_frames(
 
 
 def _ssim(reference: Frames, candidate: Frames) -> float:
+    from pytorch_msssim import ssim
+
     return mean_over_frames(partial(ssim, data_range=1.0, size_average=False), reference, candidate)
 
 
 def _luma(frames: Frames) -> Frames:
+    import cv2
+
     return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
 
 
@@ -256,6 +264,8 @@ def _motion_error(reference: Frames, candidate: Frames) -> float:
 
 def _flow(frames: Frames) -> list[NDArray[np.float32]]:
     """Optical flow [H, W, 2] in pixels between neighbouring frames."""
+    import cv2
+
     algorithm = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     luma = np.round(_luma(frames) * 255).clip(0, 255).astype(np.uint8)
     rest = np.zeros((*luma.shape[1:], 2), dtype=np.float32)

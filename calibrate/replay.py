@@ -22,7 +22,7 @@ from calibrate.trace import Trace, WindowTrace
 from scope_runtime import Phase, Policy, Schedule, plan_of
 from scope_runtime.context import Pass
 from scope_runtime.engine import Engine
-from scope_runtime.policy import CONTEXT_DTYPES, needs_stale_context
+from scope_runtime.policy import needs_stale_context
 
 # Noise levels are told apart by as many bins of equal width in sigma.
 LEVELS = 8
@@ -228,7 +228,7 @@ def _left_out(schedule: Schedule, modes: Sequence[str], policy: Policy) -> NDArr
     total = np.zeros(schedule.blocks)
     rounding = 0.0
     if policy.context_dtype is not None:
-        rounding = _ROUNDING * torch.finfo(CONTEXT_DTYPES[policy.context_dtype]).eps
+        rounding = _ROUNDING * torch.finfo(getattr(torch, policy.context_dtype)).eps
     for row, letters in enumerate(modes):
         complete = len(schedule.complete(row))
         if complete and schedule.causal:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
-from optuna.trial import TrialState
 
 from calibrate.errors import CalibrateError
 from calibrate.quality import FIRST_METRIC_VERSION, METRIC_VERSION, Quality, floor_figures, psnr_meaning
 from calibrate.store import Generation, Store
 from calibrate.store.optuna_tables import RESULT, attributes_of, complete_attributes
 from calibrate.study_file import Floors, Rule
+
+if TYPE_CHECKING:
+    import optuna
 
 # The study's user attribute that holds how well each indicator's change map fits.
 CHANGE_MAPS = "change_maps"
@@ -110,7 +111,7 @@ def load_results(store: Store) -> list[Result]:
 
 def results_of(study: optuna.Study) -> list[Result]:
     """The results that can be compared with new ones, of a study that need not be in our database."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     return of_metric(results_in(trial.user_attrs for trial in trials))
 
 

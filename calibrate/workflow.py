@@ -1,18 +1,12 @@
-"""The calibration from start to end, and what else the command line offers, without a word about how it is shown."""
+"""The calibration from start to end, without a word about how it is shown."""
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from calibrate import environment
@@ -21,17 +15,15 @@ from calibrate.claims import Worker
 from calibrate.errors import CalibrateError
 from calibrate.export import Exported, Exporter
 from calibrate.outputs import require_cache, require_profile_path
+from calibrate.overview import change_maps, pareto_front
 from calibrate.paired import measure_pairs, verdict
 from calibrate.progress import Narrator
-from calibrate.quality import METRIC_VERSION, psnr_meaning
-from calibrate.quiet import quiet_optuna
 from calibrate.recheck import recheck
-from calibrate.results import CHANGE_MAPS, Result, fastest_feasible, front, of_metric, survey, with_policies
 from calibrate.scores import Scores
 from calibrate.search import Search, open_optuna_study
-from calibrate.store import Storage, Store, masked_url
-from calibrate.store.optuna_tables import study_attribute, trial_states
-from calibrate.study_file import Case, Export, Generation, ModelSpec, Study, StudyFile, Timing
+from calibrate.session import Session, open_session
+from calibrate.store import Store
+from calibrate.study_file import Case, Export, Generation, ModelSpec, StudyFile, Timing
 from calibrate.target import Target
 from calibrate.timing import repeat_until_steady
 from calibrate.warm_start import first_candidates
@@ -43,55 +35,6 @@ _EXPORT_OVERHEAD_SECONDS = 15.0
 _RECORDED_HOW = ("torch_dtype", "device", "threads", "flow_shift")
 # Timings vary; the export is given this much more time than it is expected to take.
 _EXPORT_MARGIN = 1.15
-
-
-class Session:
-    """A study file with its open database; the pipeline is loaded when it is first needed."""
-
-    def __init__(self, file: StudyFile, narrator: Narrator, *, create: bool) -> None:
-        """Opens the database.
-
-        Args:
-            file: The study.
-            narrator: Told of what happens.
-            create: Whether a database that is not there is made.
-        """
-        self.started = time.monotonic()
-        self.file = file
-        self.narrator = narrator
-        self.storage = Storage(file.study.storage_url, create=create, told=narrator.say)
-
-    @cached_property
-    def target(self) -> Target:
-        """The pipeline."""
-        self.narrator.say(f"Loading the pipeline from {self.file.study.model.path}")
-        return Target.load(self.file.model_path, self.file.study.model, self.file.study.generation)
-
-    def start(self) -> Store:
-        """The study's records, made if there are none."""
-        study = self.file.study
-        return Store.open_study(
-            self.storage,
-            name=study.name,
-            yaml_text=self.file.masked_text,
-            fixed_parts=study.fixed_parts(),
-            settings=self.target.settings.to_dict(),
-            model=self.target.model,
-        )
-
-    def find(self) -> Store:
-        """The study's records, which must be there."""
-        return Store.find_study(self.storage, self.file.study.name)
-
-
-@contextlib.contextmanager
-def open_session(study: Path, narrator: Narrator, *, create: bool = False) -> Iterator[Session]:
-    """Reads a study file and opens its database, and closes it at the end."""
-    session = Session(StudyFile(study), narrator, create=create)
-    try:
-        yield session
-    finally:
-        session.storage.close()
 
 
 def work(session: Session) -> None:
@@ -170,171 +113,6 @@ def _policies_of(warm_start: Path) -> list[Policy]:
 def export(session: Session, settings: Export, trial: int | None = None) -> Exported:
     """Exports from what the search has measured so far, by the given rule or the given trial."""
     return _exporter(session, session.find()).run(settings, trial)
-
-
-def status(session: Session) -> dict[str, Any]:
-    """How far a study has come."""
-    store = session.find()
-    study = session.file.study
-    everything = survey(store)
-    results = of_metric(everything)
-    states = trial_states(store.storage, study.name)
-    best = fastest_feasible(results, study.floors)
-    last_activity = store.last_activity()
-    return {
-        "study": study.name,
-        "storage": masked_url(study.storage_url),
-        "created": store.study.created.isoformat(),
-        "last_activity": last_activity.isoformat() if last_activity else None,
-        "generations": store.counts(),
-        "trials": {
-            state.name.lower(): states.get(state.name, 0)
-            for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING)
-        },
-        "workers": store.workers(study.workers.heartbeat),
-        "failures": store.failures(),
-        "change_maps": _change_maps(store),
-        "candidates": len(results),
-        "budget_trials": study.budget.trials,
-        "equivalents": store.equivalents(metric_version=METRIC_VERSION) / len(study.search_cases),
-        "budget_equivalents": study.budget.equivalents,
-        "feasible": sum(result.feasible(study.floors) for result in results),
-        "margin_db": study.floors.safety_margin_db,
-        "metric_version": METRIC_VERSION,
-        "set_apart": _set_apart(everything),
-        "best": with_policies(store, [best])[0].to_dict() if best else None,
-        "profiles": [
-            {"path": record.path, "trial": record.trial_number, "rule": record.rule, "created": str(record.created)}
-            for record in store.profiles()
-        ],
-    }
-
-
-def delete(session: Session) -> None:
-    """Removes a study's records, Optuna's included.
-
-    Raises:
-        CalibrateError: If workers are at it.
-    """
-    store = session.find()
-    _refuse_busy(session, store)
-    with contextlib.suppress(KeyError), quiet_optuna():
-        optuna.delete_study(study_name=store.study.name, storage=session.storage.optuna())
-    # Ours goes last: as long as it is there, the same command can be given again.
-    store.delete()
-
-
-def rename(session: Session, name: str) -> list[str]:
-    """Renames a study's records, Optuna's included, in one transaction.
-
-    Returns:
-        Lines for the study file, without which the study would not be found again.
-
-    Raises:
-        CalibrateError: If the name is taken or not allowed, or workers are at it.
-    """
-    study = session.file.study
-    try:
-        Study.model_validate({**study.model_dump(), "name": name})
-    except ValidationError as error:
-        raise CalibrateError(
-            f"name: {name!r} is not allowed; use letters, digits, dots, dashes and underscores."
-        ) from error
-    store = session.find()
-    _refuse_busy(session, store)
-    store.rename(name)
-    return [f"name: {name}", f"storage: {masked_url(study.storage_url)}", f"cache: {study.cache_folder}"]
-
-
-def compare(studies: Sequence[Path]) -> list[dict[str, Any]]:
-    """What sets studies apart: settings, progress, best candidate and newest exported evidence, in the order given.
-
-    Raises:
-        CalibrateError: If a study is missing or was not started.
-    """
-    compared, settings = [], []
-    for path in studies:
-        with open_session(path, Narrator()) as session:
-            state = status(session)
-            profiles = session.find().profiles()
-            settings.append(
-                _flat(session.file.study.model_dump(mode="json", include={"model", "generation", "floors"}))
-            )
-            kept = ("study", "storage", "candidates", "feasible", "best", "generations", "set_apart")
-            compared.append(
-                {key: state[key] for key in kept} | {"exported": profiles[-1].profile["evidence"] if profiles else None}
-            )
-    differing = [name for name in settings[0] if len({str(setting.get(name)) for setting in settings}) > 1]
-    for entry, setting in zip(compared, settings, strict=True):
-        entry["differing_settings"] = {name: setting.get(name) for name in differing}
-    return compared
-
-
-def _flat(data: dict[str, Any]) -> dict[str, Any]:
-    return {f"{part}.{name}": value for part, values in data.items() for name, value in values.items()}
-
-
-def _refuse_busy(session: Session, store: Store) -> None:
-    if workers := store.workers(session.file.study.workers.heartbeat):
-        raise CalibrateError(
-            f"name: {workers} workers are at study {store.study.name!r}; stop them first (one that was killed counts "
-            f"for another {session.file.study.workers.grace_seconds} seconds)."
-        )
-
-
-@dataclass(frozen=True)
-class Front:
-    """The best trade-offs of one metric version.
-
-    Attributes:
-        entries: Those above the floors, fastest first, and after them what only lies below the floors. Each is a
-            `Result` as JSON, and says with it whether it is `feasible`, which floors it has `missed` and what `psnr`
-            means.
-        set_apart: How many candidates have figures of another version than the present one, and what these mean.
-    """
-
-    entries: list[dict[str, Any]]
-    set_apart: dict[str, Any]
-
-
-def pareto_front(session: Session, *, earlier: bool = False) -> Front:
-    """The front of what the present version measured, or else of what the newest earlier one did.
-
-    Args:
-        session: The study.
-        earlier: Whether to list what the newest earlier version measured in any case.
-    """
-    store = session.find()
-    everything = survey(store)
-    results = ([] if earlier else of_metric(everything)) or _newest_earlier(everything)
-    floors = session.file.study.floors
-    feasible = front([result for result in results if result.feasible(floors)])
-    beyond = [result for result in front(results) if result not in feasible]
-    full = with_policies(store, feasible + beyond)
-    entries = [
-        {
-            **result.to_dict(),
-            "feasible": number < len(feasible),
-            "missed": floors.told_missed(result.figures, margin=True),
-            "psnr": psnr_meaning(result.metric_version),
-        }
-        for number, result in enumerate(full)
-    ]
-    return Front(entries, _set_apart(everything))
-
-
-def _set_apart(results: Sequence[Result]) -> dict[str, Any]:
-    earlier = _newest_earlier(results)
-    return {
-        "candidates": len(results) - len(of_metric(results)),
-        "psnr_db": psnr_meaning(earlier[0].metric_version) if earlier else None,
-    }
-
-
-def _newest_earlier(results: Sequence[Result]) -> list[Result]:
-    """The results of the newest metric version before the present one."""
-    versions = {result.metric_version for result in results} - {METRIC_VERSION}
-    return of_metric(results, max(versions)) if versions else []
 
 
 def verify(profile_path: Path, study: Path | None, model: Path | None, narrator: Narrator) -> dict[str, Any]:
@@ -417,12 +195,7 @@ def _exporter(session: Session, store: Store) -> Exporter:
         session.start()
         return session.target
 
-    return Exporter(session.file, store, load, session.narrator, _change_maps(store))
-
-
-def _change_maps(store: Store) -> dict[str, Any]:
-    """How well each indicator's change map fits, as the search found it."""
-    return study_attribute(store, CHANGE_MAPS) or {}
+    return Exporter(session.file, store, load, session.narrator, change_maps(store))
 
 
 def _export_seconds(baselines: list[Baseline], cases: int) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from scope_runtime.context import Context, Pass
 from scope_runtime.indicator import relative_l1
-from scope_runtime.policy import CONTEXT_DTYPES, LETTERS, Decider, Mode, Policy, needs_stale_context, plan_of
+from scope_runtime.policy import LETTERS, Decider, Mode, Policy, needs_stale_context, plan_of
 from scope_runtime.report import Observation, WindowReport
 from scope_runtime.schedule import Phase, Schedule
 from scope_runtime.taylor import History
@@ -154,7 +154,7 @@ class Engine:
         order = policy.history_order if policy else 0
         context = Context(
             window=policy.context_window if policy else None,
-            dtype=CONTEXT_DTYPES[policy.context_dtype] if policy and policy.context_dtype else None,
+            dtype=getattr(torch, policy.context_dtype) if policy and policy.context_dtype else None,
             offload=self._offload,
         )
         branch = _Branch([History(order) for _ in range(self.schedule.blocks)], context)

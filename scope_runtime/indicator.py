@@ -6,12 +6,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from scope_runtime._check import array_of_numbers, reject_unknown
 from scope_runtime.errors import ProfileError
+
+if TYPE_CHECKING:
+    import torch
 
 MODULATED_INPUT = "modulated-input"
 NOISE_LEVEL = "noise-level"
@@ -73,6 +74,8 @@ def relative_l1(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
 
     Computed in float32, or in float64 where both are: replay states changes as exactly as decisions compare them.
     """
+    import torch  # Not above: policies are also read where no tensor is in sight, and torch takes seconds to load.
+
     dtype = torch.promote_types(torch.promote_types(new.dtype, old.dtype), torch.float32)
     old = old.to(dtype)
     return (new.to(dtype) - old).abs().mean() / old.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)

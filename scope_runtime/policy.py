@@ -8,15 +8,13 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any
 
-import torch
-
 from scope_runtime import _check
 from scope_runtime.errors import ProfileError, shown
 from scope_runtime.indicator import INDICATORS, MODULATED_INPUT, NOISE_LEVEL, ChangeMap
 from scope_runtime.schedule import AXES, NOISE_LEVEL_AXIS, Schedule
 
 GRANULARITIES = ("prefix", "step", "block")
-CONTEXT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CONTEXT_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Mode(IntEnum):
@@ -128,7 +126,7 @@ class Policy:
         _check.number(data, "error_growth", where, minimum=0)
         _check.integer(data, "context_window", where, minimum=1, optional=True)
         if self.context_dtype is not None:
-            _check.choice(data, "context_dtype", where, tuple(CONTEXT_DTYPES))
+            _check.choice(data, "context_dtype", where, CONTEXT_DTYPES)
         if self.plan is not None:
             _check_plan_form(self.plan)
 

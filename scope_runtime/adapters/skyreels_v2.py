@@ -41,7 +41,7 @@ from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if
 from scope_runtime.engine import Engine, Recorder
 from scope_runtime.errors import AttachError
 from scope_runtime.identity import ModelIdentity, adapters_of, config_digest, weights_digest
-from scope_runtime.policy import CONTEXT_DTYPES, Policy, needs_stale_context
+from scope_runtime.policy import Policy, needs_stale_context
 from scope_runtime.report import Report
 from scope_runtime.schedule import Phase, Schedule
 from scope_runtime.settings import Settings
@@ -414,7 +414,7 @@ class SkyReelsV2Attachment(NotCopied):
             blocks=blocks,
             branches=2 if self.pipe.do_classifier_free_guidance else 1,
             batch=hidden.shape[0],
-            itemsize=(CONTEXT_DTYPES[stored] if stored else hidden.dtype).itemsize,
+            itemsize=(getattr(torch, stored) if stored else hidden.dtype).itemsize,
         )
 
     def _settings(self, arguments: dict[str, Any], plan: dict[str, Any], noised_prefix: bool) -> Settings:
