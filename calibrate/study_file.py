@@ -248,7 +248,7 @@ class SearchSpace(_Strict):
                 allowed = self.axes(order) if name == "axis" else getattr(self, name)
                 within = value in allowed if isinstance(allowed, list) else allowed.low <= value <= allowed.high
                 if not within:
-                    of_order = f" for order {order}" if name == "axis" else ""
+                    of_order = f" for order {order} (only {' and '.join(allowed) or 'none'})" if name == "axis" else ""
                     raise ValueError(
                         f"candidates.{number}.{name} is {value!r}, which search.{name} does not allow{of_order}"
                     )
