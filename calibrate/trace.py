@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from calibrate.study_file import Generation
+from calibrate.windows import windows_of
 from scope_runtime import Phase, Schedule
 
 # Part of a baseline's name: a change of what is recorded makes new baselines.
@@ -28,7 +29,6 @@ TRACE_FORMAT = 2
 # Elements of a block's output that are kept while recording.
 MAX_SAMPLES = 16_384
 _SAMPLING_SEED = 0
-_LATENT_FRAMES_PER_STEP = 4  # frames that one latent frame stands for
 _MEBIBYTE = 2**20
 
 
@@ -213,21 +213,20 @@ class TraceSize:
     share: float
 
     @classmethod
-    def of(cls, generation: Generation, channels: int, scale: int, max_samples: int = MAX_SAMPLES) -> TraceSize:
+    def of(
+        cls, generation: Generation, channels: int, scale: int, per_latent_frame: int, max_samples: int = MAX_SAMPLES
+    ) -> TraceSize:
         """Computes the bounds.
 
         Args:
             generation: Arguments of the pipeline call.
             channels: Of the model's output.
             scale: Pixels per latent pixel, in each direction.
+            per_latent_frame: Frames per latent frame.
             max_samples: Elements of a block's output that are kept.
         """
-        frames = min(generation.num_frames, generation.base_num_frames)
-        latent_frames = (frames - 1) // _LATENT_FRAMES_PER_STEP + 1
-        blocks = max(1, latent_frames // generation.causal_block_size)
-        overlap = generation.overlap_history or 0
-        beyond = max(0, generation.num_frames - generation.base_num_frames)
-        windows = 1 + math.ceil(beyond / max(1, frames - overlap))
+        lengths = windows_of(generation, per_latent_frame)
+        blocks, windows = lengths[0] // generation.causal_block_size, len(lengths)
         branches = 2 if generation.guidance_scale > 1 else 1
         return cls.bound(generation, channels, scale, blocks, windows, branches, max_samples)
 

@@ -151,7 +151,7 @@ def _settings_of_version_1(data: Mapping[str, Any]) -> Mapping[str, Any]:
     if "scheduler" not in settings:
         return settings
     line = _check.string(settings, "scheduler", "settings")
-    return {"lora_scale": 1.0, **settings, "scheduler": asdict(Scheduler.from_line(line))}
+    return {"lora_scale": 1.0, "last_num_frames": None, **settings, "scheduler": asdict(Scheduler.from_line(line))}
 
 
 def _problem(error: ProfileError) -> str:

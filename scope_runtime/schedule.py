@@ -28,6 +28,25 @@ AXES = (NOISE_LEVEL_AXIS, STEP_AXIS)
 """What outputs are extrapolated along."""
 
 
+def window_lengths(frames: int, base: int, overlap: int | None) -> tuple[int, ...]:
+    """Latent frames of each window of a video, as SkyReels-V2 cuts it; all are `base` long but for the last.
+
+    Args:
+        frames: Of the whole video.
+        base: Of a window; a video that is no longer is one window of its own length.
+        overlap: Frames at the end of a window that the next one starts with; None is no long video.
+
+    Raises:
+        ValueError: If windows overlap by their whole length.
+    """
+    if overlap is None or frames <= base:
+        return (frames,)
+    if overlap >= base:
+        raise ValueError(f"windows of {base} latent frames cannot overlap by {overlap}")
+    more = 1 + (frames - base - 1) // (base - overlap)
+    return (base,) * more + (frames - more * (base - overlap),)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The whole plan of one window, known before its first row.

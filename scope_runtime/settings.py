@@ -102,6 +102,7 @@ class Settings:
         scheduler: Noise levels and what shapes them and the step; MAGI-1: guidance and context by noise level too.
         prefix: Whether windows may start with finished frames (long video, video-to-video).
         noised_prefix: Whether such a prefix is noised anew in every row (``addnoise_condition``).
+        last_num_frames: Frames of a long video's last window, where that one is shorter; None where it is not.
         lora_scale: What the call multiplies the scales of LoRA adapters by (``attention_kwargs={"scale": ...}``).
     """
 
@@ -117,12 +118,14 @@ class Settings:
     prefix: bool = False
     noised_prefix: bool = False
     lora_scale: float = 1.0
+    last_num_frames: int | None = None
 
     def __post_init__(self) -> None:
         data = vars(self)
         for key in ("height", "width", "num_frames", "num_inference_steps", "causal_block_size"):
             _check.integer(data, key, "settings", minimum=1)
         _check.integer(data, "ar_step", "settings", minimum=0)
+        _check.integer(data, "last_num_frames", "settings", minimum=1, optional=True)
         _check.number(data, "guidance_scale", "settings", minimum=0)
         _check.number(data, "lora_scale", "settings")
         _check.string(data, "dtype", "settings")
@@ -147,6 +150,11 @@ class Settings:
                 continue
             # A profile for windowed video also fits its first window, which has no prefix.
             fits = theirs <= mine if isinstance(mine, bool) else theirs == mine
+            if f.name == "num_frames":
+                fits |= theirs == self.last_num_frames and actual.prefix == self.prefix
+            if f.name == "last_num_frames":
+                mine = mine or self.num_frames
+                fits |= theirs in (None, mine, self.num_frames)
             if not fits:
                 found.append(f"{f.name} is {theirs!r}, calibrated for {mine!r}")
         return found

@@ -20,6 +20,7 @@ from scope_runtime.adapters._hooks import storage_dtype, stored_tensors
 from scope_runtime.adapters._strangers import strangers
 from scope_runtime.errors import AttachError
 from scope_runtime.identity import ModelState, adapters_of
+from scope_runtime.schedule import window_lengths
 from scope_runtime.settings import Scheduler
 
 
@@ -158,3 +159,32 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else type(value).__name__
+
+
+def windows_of(pipe: Any, given: dict[str, Any], block: int) -> tuple[int, int, int]:
+    """What a call's windows are like.
+
+    Args:
+        pipe: The pipeline.
+        given: All arguments of the call.
+        block: Latent frames per block.
+
+    Returns:
+        Frames of the first window, frames of the last, and with how many finished latent frames a window starts.
+    """
+    scale = pipe.vae_scale_factor_temporal
+
+    def latent(frames: int) -> int:
+        return (frames - 1) // scale + 1
+
+    # The pipeline rounds the whole video, up or down, and its windows down.
+    whole = given["num_frames"] // scale * scale + 1
+    overlap = None if given["overlap_history"] is None else latent(given["overlap_history"])
+    lengths = [*window_lengths(latent(whole), latent(given["base_num_frames"] or whole), overlap)]
+    ready = 1 if given.get("image") is not None else 0
+    if overlap is not None and (len(lengths) > 1 or given.get("video") is not None):
+        ready = max(ready, overlap - overlap % block)
+    if given.get("last_image") is not None:
+        lengths[-1] += ready  # its frames stand behind those that are asked for
+    first, last = ((frames - 1) * scale + 1 for frames in (lengths[0], lengths[-1]))
+    return first, last, ready

@@ -36,6 +36,7 @@ from scope_runtime.adapters._skyreels_v2_running import (
     model_config,
     model_state,
     refuse,
+    windows_of,
 )
 from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
 from scope_runtime.engine import Engine, Recorder
@@ -256,24 +257,24 @@ class SkyReelsV2Attachment(NotCopied):
         signature = inspect.signature(type(pipe).__call__)
         given = {name: parameter.default for name, parameter in signature.parameters.items()} | call
         block = given["causal_block_size"] or pipe.transformer.config.num_frame_per_block
-        windowed = given["overlap_history"] is not None and given["num_frames"] > given["base_num_frames"]
         scheduler = copy.deepcopy(pipe.scheduler)
         scheduler.set_timesteps(given["num_inference_steps"])
-        # Image- and video-to-video start from finished frames.
-        prefix = windowed or not given.keys().isdisjoint({"image", "video"})
+        first, last, ready = windows_of(pipe, given, block)
         return Settings(
             height=given["height"],
             width=given["width"],
-            num_frames=given["base_num_frames"] if windowed else given["num_frames"],
+            num_frames=first,
             num_inference_steps=given["num_inference_steps"],
             guidance_scale=float(given["guidance_scale"]),
             ar_step=given["ar_step"],
             causal_block_size=block,
             dtype=dtype_of(pipe),
             scheduler=describe_scheduler(scheduler),
-            prefix=prefix,
-            noised_prefix=prefix and given["addnoise_condition"] > 0,
+            prefix=ready > 0,
+            # A prefix shorter than a block is not kept, so that its noise does not matter.
+            noised_prefix=ready >= block and given["addnoise_condition"] > 0,
             lora_scale=lora_scale(pipe.transformer, given["attention_kwargs"]),
+            last_num_frames=None if last == first else last,
         )
 
     # What really runs.

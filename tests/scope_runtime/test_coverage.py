@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +27,14 @@ from scope_runtime import (
     ModelIdentity,
     Policy,
     ProfileError,
+    ProfileMismatch,
+    Scope,
     Settings,
     apply_scope,
     exact,
     run_policy,
 )
+from scope_runtime.adapters import adapter_for
 from studies.bench.compiled import CountedGraphs
 from tests.scope_runtime.test_profile import make_profile
 from tests.tiny import CALL, latents, tiny_pipeline
@@ -384,3 +390,81 @@ def test_every_line_of_the_other_familys_table_does_too() -> None:
                 assert (TESTS.parent / name).is_file(), tests
             else:
                 assert all(re.search(rf"(def|class) {part}\b", source) for part in name.split("::") if part), tests
+
+
+# What calls of each pipeline run with: rounded, windowed, with frames that stand before or behind those asked for.
+FRAMES: dict[str, tuple[type | None, Callable[..., torch.Tensor], dict[str, Any]]] = {
+    "text": (None, latents, {}),
+    "text, rounded down": (None, latents, {"num_frames": 35}),
+    "text, rounded up": (None, latents, {"num_frames": 32}),
+    "text, rounded beyond a window": (None, latents, LONG | {"num_frames": 36, "causal_block_size": 1}),
+    "text, long": (None, latents, LONG),
+    "text, long, condition noise": (None, latents, LONG | {"addnoise_condition": 20}),
+    "text, long, window rounded": (None, latents, LONG | {"base_num_frames": 36}),
+    "text, long, short last window": (None, latents, LONG | {"num_frames": 45}),
+    "text, long, overlap cut to blocks": (None, latents, LONG | {"overlap_history": 13, "num_frames": 53}),
+    "text, long, overlap below a block": (None, latents, LONG | {"overlap_history": 5, "addnoise_condition": 20}),
+    "text, fits into one window": (None, latents, LONG | {"num_frames": 33}),
+    "image": (SkyReelsV2DiffusionForcingImageToVideoPipeline, image_to_video, {"addnoise_condition": 20}),
+    "image, blocks": (
+        SkyReelsV2DiffusionForcingImageToVideoPipeline, image_to_video,
+        {"causal_block_size": 3, "addnoise_condition": 20},
+    ),
+    "image, last image": (SkyReelsV2DiffusionForcingImageToVideoPipeline, image_to_video, {"last_image": IMAGE}),
+    "image, long": (SkyReelsV2DiffusionForcingImageToVideoPipeline, image_to_video, LONG),
+    "video": (SkyReelsV2DiffusionForcingVideoToVideoPipeline, video_to_video, {}),
+    "video, one window": (SkyReelsV2DiffusionForcingVideoToVideoPipeline, video_to_video, {"num_frames": 33}),
+    "video, short last window": (
+        SkyReelsV2DiffusionForcingVideoToVideoPipeline, video_to_video, {"num_frames": 57, "overlap_history": 21},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", FRAMES)
+def test_settings_are_those_that_a_call_runs_with(pipe: Any, mode: str) -> None:
+    kind, generate, changes = FRAMES[mode]
+    other = as_other(pipe, kind) if kind else pipe
+    seen: list[Settings] = []
+
+    def note(actual: Settings) -> tuple[None, str]:
+        seen.append(actual)
+        return None, ""
+
+    called: dict[str, Any] = {}
+    inner = type(other).__call__
+
+    class Noted(type(other)):  # type: ignore[misc] - the call's arguments, as the pipeline gets them
+        @functools.wraps(inner)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            called.update(inspect.signature(inner).bind(self, *args, **kwargs).arguments)
+            return inner(self, *args, **kwargs)
+
+    Noted.__name__ = type(other).__name__
+    noted = as_other(other, Noted)
+    with Scope(adapter_for(noted)(noted, note)):
+        generate(noted, num_inference_steps=2, **changes)
+    said = Settings.of(noted, **{name: value for name, value in called.items() if name != "self"})
+    assert [said.mismatches(window) for window in seen] == [[] for _ in seen]
+    assert said.num_frames == seen[0].num_frames
+    assert (said.last_num_frames or said.num_frames) == seen[-1].num_frames
+    assert said.prefix == any(window.prefix for window in seen)
+    assert said.noised_prefix == any(window.noised_prefix for window in seen)
+
+
+def test_a_short_last_window_runs_under_its_profile_and_another_one_does_not(pipe: Any) -> None:
+    call = LONG | {"num_frames": 45}
+    profile = replace(make_profile(pipe), settings=Settings.of(pipe, **CALL | call))
+    assert profile.settings.last_num_frames == 21
+    assert Settings.from_dict(profile.settings.to_dict()) == profile.settings
+    with apply_scope(pipe, profile, on_mismatch="raise") as scope:
+        latents(pipe, **call)
+        latents(pipe, **LONG)  # whole windows alone
+    assert scope.report.speedup_evaluations > 1.5
+    # A whole video of that length is not what was calibrated.
+    with (
+        apply_scope(pipe, profile, on_mismatch="raise"),
+        pytest.raises(ProfileMismatch, match="num_frames is 21, calibrated for 33"),
+    ):
+        latents(pipe, num_frames=21)
+    assert profile.settings.mismatches(Settings.of(pipe, **CALL | LONG)) == []
+    assert Settings.of(pipe, **CALL | LONG).mismatches(profile.settings) == ["last_num_frames is 21, calibrated for 33"]

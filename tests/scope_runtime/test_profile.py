@@ -311,7 +311,7 @@ def test_a_profile_for_another_model_is_refused_by_field(pipe: Any) -> None:
 
 def test_settings_of_long_video_describe_a_window(pipe: Any) -> None:
     plain = Settings.of(pipe, **CALL)
-    windowed = Settings.of(pipe, **CALL | {"num_frames": 65, "base_num_frames": 33, "overlap_history": 9})
+    windowed = Settings.of(pipe, **CALL | {"num_frames": 57, "base_num_frames": 33, "overlap_history": 9})
     assert (plain.num_frames, plain.prefix) == (33, False)
     assert (windowed.num_frames, windowed.prefix) == (33, True)
     assert windowed.mismatches(plain) == []  # the first window of a long video
