@@ -18,7 +18,15 @@ from sqlalchemy import select
 
 from calibrate.devices import has_device, require_device
 from calibrate.errors import CalibrateError
-from calibrate.footprint import Footprint, footprint_of, magi_1_weights, read_config, stored_parameters, weight_files
+from calibrate.footprint import (
+    Footprint,
+    footprint_of,
+    magi_1_weights,
+    pipeline_weights,
+    read_config,
+    stored_parameters,
+    weight_files,
+)
 from calibrate.outputs import existing, require_cache, require_profile_path
 from calibrate.scores import Scores
 from calibrate.store import Generation as GenerationRecord
@@ -65,6 +73,25 @@ def examine(file: StudyFile) -> Iterator[Check]:
     No weights are loaded, and nothing is made that was not there. A check that cannot be made because an earlier one
     failed is left out.
     """
+    footprint = yield from _requirements(file)
+    if footprint is not None:
+        shapes = footprint
+        yield from _checked("time", lambda: _time(file.study, shapes))
+
+
+def refuse_unsound(file: StudyFile) -> None:
+    """Makes the checks of `examine` that can fail: what would stop a study stops it before anything is computed.
+
+    Raises:
+        CalibrateError: With what the first failed check says.
+    """
+    for check in _requirements(file):
+        if check.state == "failed":
+            raise CalibrateError(check.message)
+
+
+def _requirements(file: StudyFile) -> Generator[Check, None, Footprint | None]:
+    """The checks that can fail; gives the footprint, if there is one."""
     study = file.study
     weights = yield from _checked("weights", lambda: _weights(file))
     yield from _checked("device", lambda: _device(study))
@@ -73,10 +100,10 @@ def examine(file: StudyFile) -> Iterator[Check]:
         try:
             footprint = footprint_of(file.model_path, study.model, study.generation)
         except CalibrateError as error:
-            yield Check("configuration", "failed", str(error))
+            yield Check("settings", "failed", str(error))
     if footprint is not None and weights is not None:
         shapes, parameters = footprint, weights.figures["parameters"]
-        yield from _checked("settings", lambda: _settings(shapes))
+        yield _settings(shapes)
         yield from _checked("memory", lambda: _memory(file, shapes, parameters))
         yield from _checked("disk", lambda: _disk(study, shapes))
     yield from _checked("export", lambda: _export(file))
@@ -84,8 +111,7 @@ def examine(file: StudyFile) -> Iterator[Check]:
     yield from _checked("database", lambda: _database(study))
     if study.quality.scores:
         yield from _checked("scores", lambda: _scores(study))
-    if footprint is not None:
-        yield from _checked("time", lambda: _time(study, shapes))
+    return footprint
 
 
 def _checked(name: str, check: Callable[[], Check]) -> Generator[Check, None, Check | None]:
@@ -100,8 +126,7 @@ def _checked(name: str, check: Callable[[], Check]) -> Generator[Check, None, Ch
 
 def _weights(file: StudyFile) -> Check:
     parameters = size = 0
-    for folder in _folders(file):
-        files = weight_files(folder)
+    for files in _weight_files(file):
         parameters += stored_parameters(files)
         size += sum(path.stat().st_size for path in files)
     return Check(
@@ -112,39 +137,42 @@ def _weights(file: StudyFile) -> Check:
     )
 
 
-def _folders(file: StudyFile) -> list[Path]:
-    """The folders with the weights of what a generation loads, the transformer's first."""
-    return _magi_1_folders(file) if file.study.model.family == "magi_1" else _diffusers_folders(file)
+def _weight_files(file: StudyFile) -> list[list[Path]]:
+    """The files with the weights of each model that a generation loads, the transformer's first."""
+    return _magi_1_weights(file) if file.study.model.family == "magi_1" else _diffusers_weights(file)
 
 
-def _magi_1_folders(file: StudyFile) -> list[Path]:
-    """The transformer's folder; text encoder and VAE take turns with it on the device."""
+def _magi_1_weights(file: StudyFile) -> list[list[Path]]:
+    """The transformer's; text encoder and VAE take turns with it on the device."""
     if not (file.model_path / "inference" / "pipeline").is_dir():
         raise CalibrateError(
             f"model.path: {file.model_path} is no checkout of MAGI-1 (it has no inference/pipeline); check the path."
         )
-    return [magi_1_weights(file.model_path, file.study.model)]
+    return [weight_files(magi_1_weights(file.model_path, file.study.model))]
 
 
-def _diffusers_folders(file: StudyFile) -> list[Path]:
-    """The folders of a pipeline's parts."""
+def _diffusers_weights(file: StudyFile) -> list[list[Path]]:
+    """Those of a pipeline's parts."""
     folder = file.model_path
     index = folder / "model_index.json"
     if not index.is_file():
         raise CalibrateError(
             f"model.path: {folder} is not a diffusers pipeline (it has no model_index.json); check the path."
         )
-    listed = json.loads(index.read_text())
+    try:
+        held = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CalibrateError(f"model.path: {index} is damaged; download the pipeline again.") from error
     expected = file.study.model.pipeline_class
-    if listed.get("_class_name") != expected:
+    if held != expected:
         raise CalibrateError(
-            f"model.path: {folder} holds a {listed.get('_class_name')}, not a {expected}; choose a diffusion-forcing "
+            f"model.path: {folder} holds a {held}, not a {expected}; choose a diffusion-forcing "
             "text-to-video checkpoint."
         )
     parts = [folder / component for component in ("transformer", "text_encoder", "vae")]
     for part in parts:
         read_config(part)
-    return parts
+    return [pipeline_weights(part, file.study.model.variant) for part in parts]
 
 
 def _device(study: Study) -> Check:
@@ -167,13 +195,6 @@ def _settings(footprint: Footprint) -> Check:
             "attention is bidirectional (causal_block_size 1): nothing can be left out of a computed row; set "
             "causal_block_size to 5 and ar_step to 5 for asynchronous generation",
         )
-    rest = footprint.latent_frames % settings.causal_block_size
-    if rest and settings.num_frames <= settings.base_num_frames:
-        raise CalibrateError(
-            f"generation.num_frames: {settings.num_frames} frames are {footprint.latent_frames} latent frames, no "
-            f"multiple of causal_block_size {settings.causal_block_size}; the pipeline would leave the last {rest} as "
-            "noise, so change one of the two."
-        )
     return Check(
         "settings",
         "ok",
@@ -195,7 +216,7 @@ def _memory(file: StudyFile, footprint: Footprint, parameters: int) -> Check:
     }
     said = f"weights {_gib(weights)} and context {_gib(context)}, before activations; {_gib(there)} there"
     # What any policy takes at least, wherever text encoder and VAE are while it runs.
-    least = stored_parameters(weight_files(_folders(file)[0])) * footprint.itemsize + context
+    least = stored_parameters(_weight_files(file)[0]) * footprint.itemsize + context
     ceiling = study.floors.max_memory
     if ceiling is not None and least > ceiling:
         raise CalibrateError(
@@ -212,11 +233,14 @@ def _memory(file: StudyFile, footprint: Footprint, parameters: int) -> Check:
 
 
 def _disk(study: Study, footprint: Footprint) -> Check:
-    need = footprint.baseline_bytes * len(study.search_cases)
     require_cache(study)
+    there = sum(path.stat().st_size for path in study.cache_folder.glob("*.safetensors"))
+    need = max(0, footprint.baseline_bytes * len(study.search_cases) - there)
     free = shutil.disk_usage(existing(study.cache_folder)).free
     figures = {"need_bytes": need, "free_bytes": free}
     said = f"baselines of {len(study.search_cases)} cases take about {_gib(need)}; {_gib(free)} free"
+    if there:
+        said = f"{_gib(there)} of baselines are there; {said}"
     if need > free:
         raise CalibrateError(f"cache: {said}; free some space or choose another folder with `cache:`.")
     if need > _COMFORTABLE_SHARE * free:

@@ -6,6 +6,7 @@ Everything here is an estimate. Weights and context are exact up to alignment; a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,14 @@ import torch
 
 from calibrate.errors import CalibrateError
 from calibrate.study_file import Generation, ModelSpec
+from calibrate.windows import windows_of
 from scope_runtime.context import context_bytes
 
 _FLOAT32_BYTES = 4
+_DEFAULT_REACH = 1024  # the transformer's own default
+# What diffusers and transformers call a component's weights, and their names with a variant.
+_WEIGHTS = ("diffusion_pytorch_model", "model")
+_VARIANT = re.compile(rf"(?:{'|'.join(_WEIGHTS)})\.([A-Za-z0-9_-]+?)(?:-\d+-of-\d+)?\.safetensors")
 _MAGI_1_PIXELS = 8  # per latent pixel, in each direction
 
 
@@ -30,8 +36,7 @@ class Footprint:
         width: Heads times head dimension.
         ffn_width: Of the feed-forward layers.
         channels: Of the latents.
-        latent_frames: Of one window; a long video has several.
-        windows: Of a generation.
+        window_lengths: Latent frames of each window of a generation; a long video has several.
         latent_height: In latent pixels.
         latent_width: In latent pixels.
         patches: Tokens per latent frame.
@@ -44,8 +49,7 @@ class Footprint:
     width: int
     ffn_width: int
     channels: int
-    latent_frames: int
-    windows: int
+    window_lengths: tuple[int, ...]
     latent_height: int
     latent_width: int
     patches: int
@@ -70,15 +74,22 @@ class Footprint:
             _, patch_height, patch_width = transformer["patch_size"]
             halved_in_time = vae["temperal_downsample"]
             height, width = (size // 2 ** len(halved_in_time) for size in (generation.height, generation.width))
-            per_latent_frame = 2 ** sum(halved_in_time)
-            window = (min(generation.num_frames, generation.base_num_frames) - 1) // per_latent_frame + 1
+            lengths = windows_of(generation, 2 ** sum(halved_in_time))
+            reach = transformer.get("rope_max_seq_len", _DEFAULT_REACH)
+            for name, size in (
+                ("num_frames", lengths[0]), ("height", height // patch_height), ("width", width // patch_width)
+            ):  # fmt: skip
+                if size > reach:
+                    raise CalibrateError(
+                        f"generation.{name}: {getattr(generation, name)} gives {size} positions, more than the {reach} "
+                        "that the transformer knows; lower it."
+                    )
             return cls(
                 layers=transformer["num_layers"],
                 width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
                 ffn_width=transformer["ffn_dim"],
                 channels=transformer["in_channels"],
-                latent_frames=window,
-                windows=_windows(generation, window, per_latent_frame),
+                window_lengths=lengths,
                 latent_height=height,
                 latent_width=width,
                 patches=(height // patch_height) * (width // patch_width),
@@ -93,8 +104,13 @@ class Footprint:
             ) from error
 
     @property
+    def latent_frames(self) -> int:
+        """Of the longest window."""
+        return self.window_lengths[0]
+
+    @property
     def blocks(self) -> int:
-        """Blocks of latent frames that share a noise level."""
+        """Blocks of latent frames that share a noise level, in the longest window."""
         return self.latent_frames // self.generation.causal_block_size
 
     @property
@@ -127,7 +143,7 @@ class Footprint:
         """A baseline's file: latents and decoded frames in float32."""
         settings = self.generation
         frames = settings.num_frames * settings.height * settings.width * 3
-        latents = self.channels * self.windows * self.latent_frames * self.latent_height * self.latent_width
+        latents = self.channels * sum(self.window_lengths) * self.latent_height * self.latent_width
         return _FLOAT32_BYTES * (frames + latents)
 
     @property
@@ -137,7 +153,13 @@ class Footprint:
         projections = 12 * tokens * self.width**2  # self-attention's four, cross-attention's query and output
         feed_forward = 4 * tokens * self.width * self.ffn_width
         attention = 4 * tokens**2 * self.width
-        return float(self.windows * self.rows * self.branches * self.layers * (projections + feed_forward + attention))
+        return float(
+            len(self.window_lengths)
+            * self.rows
+            * self.branches
+            * self.layers
+            * (projections + feed_forward + attention)
+        )
 
 
 @dataclass(frozen=True)
@@ -175,8 +197,7 @@ class Magi1Footprint(Footprint):
                 width=model["num_attention_heads"] * model["kv_channels"],
                 ffn_width=model["ffn_hidden_size"],
                 channels=model["in_channels"],
-                latent_frames=latent_frames,
-                windows=1,
+                window_lengths=(latent_frames,),
                 latent_height=height,
                 latent_width=width,
                 patches=(height // model["patch_size"]) * (width // model["patch_size"]),
@@ -253,15 +274,6 @@ def magi_1_weights(folder: Path, spec: ModelSpec) -> Path:
         ) from error
 
 
-def _windows(generation: Generation, window: int, per_latent_frame: int) -> int:
-    """Windows of a generation, as the pipeline counts them."""
-    beyond = (generation.num_frames - 1) // per_latent_frame + 1 - window
-    if beyond <= 0 or generation.overlap_history is None:
-        return 1
-    overlap = (generation.overlap_history - 1) // per_latent_frame + 1
-    return 2 + (beyond - 1) // max(1, window - overlap)
-
-
 def read_config(component: Path) -> dict[str, Any]:
     """The `config.json` of a pipeline's component.
 
@@ -275,24 +287,56 @@ def read_config(component: Path) -> dict[str, Any]:
         raise CalibrateError(f"model.path: {path} is missing or damaged; download the pipeline again.") from error
 
 
-def weight_files(component: Path) -> list[Path]:
-    """The safetensors files of a component, all shards that its index names included.
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, or the shards that its index names; for code that gives them any names.
 
     Raises:
         CalibrateError: If there are none, or a shard is missing.
     """
-    for index in sorted(component.glob("*.safetensors.index.json")):
-        shards = sorted({component / name for name in json.loads(index.read_text())["weight_map"].values()})
+    found = _indexed(folder, "*.safetensors.index.json") or sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise _no_weights(folder)
+    return found
+
+
+def pipeline_weights(component: Path, variant: str | None) -> list[Path]:
+    """The files that a pipeline reads a component's weights from, whatever else lies beside them.
+
+    Args:
+        component: A folder of a diffusers pipeline.
+        variant: Of the file names, such as ``fp16``; a component without any is read as if none were asked for.
+
+    Raises:
+        CalibrateError: If there are none, or a shard is missing.
+    """
+    for ending in (f".{variant}", "") if variant else ("",):
+        for stem in _WEIGHTS:
+            single = component / f"{stem}{ending}.safetensors"
+            shards = _indexed(component, f"{stem}.safetensors.index{ending}.json")
+            if shards or single.is_file():
+                return shards or [single]
+    others = sorted({match[1] for path in component.glob("*.safetensors") if (match := _VARIANT.fullmatch(path.name))})
+    if others:
+        raise CalibrateError(
+            f"model.variant: {component} holds weights of variant {' and '.join(others)} alone; set model.variant to "
+            f"{others[0]}."
+        )
+    raise _no_weights(component)
+
+
+def _no_weights(folder: Path) -> CalibrateError:
+    return CalibrateError(f"model.path: {folder} holds no weights in safetensors files; download the pipeline again.")
+
+
+def _indexed(component: Path, index: str) -> list[Path]:
+    """The shards that an index names, if there is one."""
+    for path in sorted(component.glob(index)):
+        shards = sorted({component / name for name in json.loads(path.read_text())["weight_map"].values()})
         for shard in shards:
             if not shard.is_file():
                 raise CalibrateError(f"model.path: {shard} is missing; download the pipeline again.")
         return shards
-    found = sorted(component.glob("*.safetensors"))
-    if not found:
-        raise CalibrateError(
-            f"model.path: {component} holds no weights in safetensors files; download the pipeline again."
-        )
-    return found
+    return []
 
 
 def stored_parameters(files: list[Path]) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from calibrate.content import module_digest
 from calibrate.errors import CalibrateError
 from calibrate.files import digest, folder_digest
 from calibrate.quality import Frames
@@ -34,7 +35,9 @@ _FILES = ("load", "t5_pretrained", "vae_pretrained")
 class Magi1Target(Target):
     """The official model and what its pipeline does around it, text-to-video."""
 
-    def __init__(self, package: ModuleType, model: Any, config: Any, generation: Generation, content: str) -> None:
+    def __init__(
+        self, package: ModuleType, model: Any, config: Any, generation: Generation, content: dict[str, str]
+    ) -> None:
         """Wraps a loaded model.
 
         Args:
@@ -42,7 +45,7 @@ class Magi1Target(Target):
             model: Built by it.
             config: What it was built from.
             generation: What all generations share.
-            content: A digest of the checkout's code, its configuration, and all weights.
+            content: Digests of the checkout's code, its configuration, and all weights, by name.
         """
         self.package = package
         self.config = config
@@ -70,14 +73,19 @@ class Magi1Target(Target):
                     f"model.weights: {found} is missing, which the configuration names as {name}; download it, or name "
                     "the folder that holds it."
                 )
-        content = {name: folder_digest(Path(found)) for name, found in weights.items()}
-        content |= {"code": folder_digest(folder / "inference", "*.py"), "config": path.read_text(encoding="utf-8")}
         try:
             package.dist_init(config)
             model = package.get_dit(config)
         except (OSError, AssertionError, RuntimeError, KeyError) as error:
             raise CalibrateError(f"model.path: {folder} cannot be loaded: {first_line(error)}") from error
-        return cls(package, model, config, generation, digest(content))
+        content = {
+            "transformer": module_digest(model),
+            # These two take turns with the transformer in memory, and are loaded when they are needed.
+            **{name: folder_digest(Path(found)) for name, found in weights.items() if name != "load"},
+            "code": folder_digest(folder / "inference", "*.py"),
+            "config": digest(json.loads(path.read_text(encoding="utf-8"))),
+        }
+        return cls(package, model, config, generation, content)
 
     @property
     def device(self) -> torch.device:

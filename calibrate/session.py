@@ -1,4 +1,4 @@
-"""A study that is being worked on or looked at: its file, its open database and, once it is needed, its pipeline."""
+"""A study that is being worked on or looked at: its file and, once they are needed, its database and its pipeline."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """A study file with its open database; the pipeline is loaded when it is first needed."""
+    """A study file with its database and its pipeline, each opened when it is first needed."""
 
     def __init__(self, file: StudyFile, narrator: Narrator, *, create: bool) -> None:
-        """Opens the database.
+        """Opens nothing yet.
 
         Args:
             file: The study.
@@ -31,7 +31,19 @@ class Session:
         self.started = time.monotonic()
         self.file = file
         self.narrator = narrator
-        self.storage = Storage(file.study.storage_url, create=create, told=narrator.say)
+        self.create = create
+        self._opened = contextlib.ExitStack()
+
+    @cached_property
+    def storage(self) -> Storage:
+        """The database, open until the session is closed."""
+        storage = Storage(self.file.study.storage_url, create=self.create, told=self.narrator.say)
+        self._opened.callback(storage.close)
+        return storage
+
+    def close(self) -> None:
+        """Closes the database, if it was opened."""
+        self._opened.close()
 
     @cached_property
     def target(self) -> Target:
@@ -61,9 +73,9 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(study: Path, narrator: Narrator, *, create: bool = False) -> Iterator[Session]:
-    """Reads a study file and opens its database, and closes it at the end."""
+    """Reads a study file, and closes at the end what was opened of it."""
     session = Session(StudyFile(study), narrator, create=create)
     try:
         yield session
     finally:
-        session.storage.close()
+        session.close()

@@ -11,12 +11,13 @@ import torch
 import transformers
 from diffusers import SkyReelsV2DiffusionForcingPipeline
 
+from calibrate.content import parts_of
 from calibrate.errors import CalibrateError
-from calibrate.files import folder_digest
 from calibrate.quality import Frames
 from calibrate.study_file import Case, Generation, ModelSpec
 from calibrate.target import Target, Watch, first_line
 from calibrate.trace import TraceSize
+from calibrate.windows import windows_of
 from scope_runtime import Settings
 
 _WARM_UP_STEPS = 3
@@ -36,15 +37,21 @@ class SkyReelsV2Target(Target):
             library.utils.logging.disable_progress_bar()
         try:
             pipe = SkyReelsV2DiffusionForcingPipeline.from_pretrained(
-                folder, dtype=getattr(torch, spec.torch_dtype), local_files_only=True
+                folder,
+                dtype=getattr(torch, spec.torch_dtype),
+                variant=spec.variant,
+                local_files_only=True,
+                use_safetensors=True,
             )
         except (OSError, ValueError, KeyError) as error:
             raise CalibrateError(f"model.path: {folder} cannot be loaded: {first_line(error)}") from error
         if spec.flow_shift is not None:
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=spec.flow_shift)
+        windows_of(generation, pipe.vae_scale_factor_temporal)
         pipe.set_progress_bar_config(disable=True)
         pipe.to(spec.device)
-        return cls(pipe, generation, folder_digest(folder), Settings.of(pipe, **_call_arguments(generation)))
+        settings = Settings.of(pipe, **_call_arguments(generation))
+        return cls(pipe, generation, parts_of(pipe.components), settings)
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +66,8 @@ class SkyReelsV2Target(Target):
     def trace_size(self) -> TraceSize:
         """What recording a baseline's trace takes."""
         channels = self.pipe.transformer.config.out_channels
-        return TraceSize.of(self.generation, channels, self.pipe.vae_scale_factor_spatial)
+        pipe = self.pipe
+        return TraceSize.of(self.generation, channels, pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal)
 
     def _block_ends(self) -> Sequence[int]:
         """Of every window, the blocks that it adds to the clip."""

@@ -70,9 +70,10 @@ def _not_to_be_kept(text: str) -> str | None:
 class ModelSpec(_Strict):
     """Which model to calibrate, and on what.
 
-    `skyreels_v2`: `path` is a diffusers folder, and `flow_shift` replaces that of the checkpoint's scheduler. `magi_1`:
-    `path` is a checkout of the official repository, `config` its configuration's JSON, and `weights` the folder that
-    the paths in there are relative to (by default the checkout); both are relative to `path`.
+    `skyreels_v2`: `path` is a diffusers folder, `variant` is that of its weights' file names if they have one (such as
+    fp16), and `flow_shift` replaces that of the checkpoint's scheduler. `magi_1`: `path` is a checkout of the official
+    repository, `config` its configuration's JSON, and `weights` the folder that the paths in there are relative to (by
+    default the checkout); both are relative to `path`.
     """
 
     path: str = Field(min_length=1)
@@ -81,6 +82,7 @@ class ModelSpec(_Strict):
     torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:[0-9]{1,3})?)$")
     threads: int | None = Field(default=None, ge=1, le=4096)
+    variant: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$", max_length=40)
     flow_shift: float | None = Field(default=None, gt=0)
     config: str | None = Field(default=None, min_length=1)
     weights: str | None = Field(default=None, min_length=1)
@@ -89,7 +91,7 @@ class ModelSpec(_Strict):
     def _of_one_family(self) -> Self:
         if self.family == "magi_1" and self.config is None:
             raise ValueError("config must name MAGI-1's configuration, such as example/4.5B/4.5B_base_config.json")
-        foreign = ("flow_shift",) if self.family == "magi_1" else ("config", "weights")
+        foreign = ("flow_shift", "variant") if self.family == "magi_1" else ("config", "weights")
         for name in foreign:
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} means nothing to family {self.family}; remove it or change family")

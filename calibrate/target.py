@@ -19,6 +19,7 @@ import torch
 
 from calibrate.devices import require_device
 from calibrate.quality import Frames, Span
+from calibrate.store import CONTENT
 from calibrate.study_file import Case, Generation, ModelSpec
 from calibrate.trace import TraceSize
 from scope_runtime import ModelIdentity, Report, Settings
@@ -49,18 +50,18 @@ class Denoised:
 class Target(ABC):
     """A loaded model with the arguments that all generations of a study share."""
 
-    def __init__(self, pipe: Any, generation: Generation, content: str, settings: Settings) -> None:
+    def __init__(self, pipe: Any, generation: Generation, content: dict[str, str], settings: Settings) -> None:
         """Wraps what was loaded.
 
         Args:
             pipe: What `scope_runtime` attaches to: a pipeline, or a model.
             generation: What all generations share.
-            content: A digest of everything that a generation is made with, text encoder and VAE included.
+            content: Digests of all that a generation is made with, by part: text encoder and VAE included.
             settings: What all generations run with.
         """
         self.pipe = pipe
         self.generation = generation
-        self.model = {**ModelIdentity.of(pipe).to_dict(), "files": content}
+        self.model = {**ModelIdentity.of(pipe).to_dict(), CONTENT: content}
         self.settings = settings
         self._embeds: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._encode_seconds: dict[str, float] = {}

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from calibrate import environment
 from calibrate.baseline import Baseline, Baselines
 from calibrate.claims import Worker
+from calibrate.doctor import refuse_unsound
 from calibrate.errors import CalibrateError
 from calibrate.export import Exported, Exporter
-from calibrate.outputs import require_cache, require_profile_path
 from calibrate.overview import change_maps, pareto_front
 from calibrate.paired import measure_pairs, verdict
 from calibrate.progress import Narrator
@@ -43,7 +43,7 @@ def work(session: Session) -> None:
     Raises:
         CalibrateError: If anything that the user can mend is in the way.
     """
-    require_cache(session.file.study)
+    refuse_unsound(session.file)
     store = session.start()
     with Worker(store, session.file.study.workers.heartbeat) as worker:
         _work(session, store, worker, reserve=lambda _: 0.0)
@@ -61,8 +61,7 @@ def run(session: Session, warm_start: Path | None = None) -> Exported:
         CalibrateError: If anything that the user can mend is in the way.
     """
     study = session.file.study
-    require_cache(study)
-    require_profile_path(session.file, study.profile_path)
+    refuse_unsound(session.file)
     first = _policies_of(warm_start) if warm_start else ()
     store = session.start()
     with Worker(store, study.workers.heartbeat) as worker:

@@ -12,9 +12,10 @@ from calibrate.store.models import (
     WorkerRecord,
 )
 from calibrate.store.storage import Heartbeat, Storage
-from calibrate.store.store import Store, policy_digest, recorded, refuse_changes
+from calibrate.store.store import CONTENT, Store, policy_digest, recorded, refuse_changes
 
 __all__ = [
+    "CONTENT",
     "Claim",
     "DatabaseFailed",
     "Environment",

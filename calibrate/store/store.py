@@ -21,6 +21,8 @@ from calibrate.store.storage import Heartbeat, Storage
 FULL_COMPUTE = "full-compute"
 # What tells generations apart, beside the times at which they ran.
 _NAMED_BY = ("study_id", "kind", "policy_digest", "prompt_digest", "seed", "state")
+CONTENT = "content"
+"""Under this name a study's model says what its parts are, by digests; before, it had one digest, of file names too."""
 
 
 def policy_digest(policy: dict[str, Any] | None) -> str:
@@ -66,6 +68,8 @@ class Store:
             record = session.scalars(select(StudyRecord).where(StudyRecord.name == name)).one()
             refuse_changes(record, fixed_parts, model)
             record.yaml_text = yaml_text
+            if CONTENT not in record.model:
+                record.model = model
             return record
 
         refuse_foreign(storage, name, lambda session: _find(session, name) is not None)
@@ -312,6 +316,15 @@ def _storable(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
 
+def _changed_parts(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The parts of a model that differ; what a record from before contents were told apart does not say is let be."""
+    found = [name for name in now if name in before and name != CONTENT and now[name] != before[name]]
+    old, new = before.get(CONTENT), now.get(CONTENT)
+    if old is not None and new is not None:
+        found += [name for name in sorted({*old, *new}) if old.get(name) != new.get(name) and name not in found]
+    return found
+
+
 def refuse_changes(record: StudyRecord, fixed_parts: dict[str, Any], model: dict[str, Any] | None = None) -> None:
     """Checks that a study can be continued.
 
@@ -325,8 +338,7 @@ def refuse_changes(record: StudyRecord, fixed_parts: dict[str, Any], model: dict
     """
     before = record.fixed_parts
     changed = [field for field, value in fixed_parts.items() if _given(before.get(field)) != _given(value)]
-    if model is not None and record.model != model:
-        changed.append("model (the files in its folder)")
+    changed += [f"model.{part} (what its folder holds)" for part in _changed_parts(record.model, model or {})]
     if changed:
         raise CalibrateError(
             f"{', '.join(changed)}: study {record.name!r} was started with another value; give the changed study "

@@ -108,7 +108,7 @@ def test_the_context_is_that_of_a_real_generation(pipe: Any, tiny_folder: Path) 
     with exact(pipe) as scope:
         latents(pipe)
     assert footprint.context_bytes == scope.report.context_bytes
-    assert footprint.windows == 1
+    assert footprint.window_lengths == (9,)
     assert footprint.rows == len(scope.report.windows[0].modes)
 
 

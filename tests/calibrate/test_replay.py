@@ -224,7 +224,9 @@ def test_a_trace_survives_its_file(recorded: tuple[Any, list[Trace]]) -> None:
 @pytest.mark.parametrize("samples", [16, 10_000])
 def test_the_size_said_beforehand_holds(samples: int) -> None:
     pipe = tiny_pipeline()
-    size = TraceSize.of(Generation(**CALL), channels=16, scale=pipe.vae_scale_factor_spatial, max_samples=samples)
+    size = TraceSize.of(
+        Generation(**CALL), channels=16, scale=pipe.vae_scale_factor_spatial, per_latent_frame=4, max_samples=samples
+    )
     recorder = TraceRecorder(CALL["guidance_scale"], max_samples=samples)
     with exact(pipe, observe=True, recorder=recorder):
         latents(pipe)
