@@ -465,13 +465,19 @@ def _print_figures(figures: dict[str, Any]) -> None:
         ("PSNR, worst frame (dB)", "", "", f"{figures['psnr_worst_frame_db']:.1f}"),
         ("SSIM", "", "", f"{figures['ssim']:.4f}"),
         ("PSNR of motion (dB)", "", "", f"{figures['temporal_psnr_db']:.1f}"),
-        ("largest latent difference", "", f"{exact['max_abs_diff']:.1e}", ""),
+        ("largest latent difference", _rounding(exact), f"{exact['max_abs_diff']:.1e}", ""),
         *((name, "", "", f"{value:.4g}") for name, value in figures["scores"].items()),
     )
     for row in rows:
         table.add_row(*row)
     if not figures["timing"]["steady"]:
         told = Text.assemble(("The times vary more than asked for:", "bold"), " take the speed-ups as rough figures.")
+        PlainConsole(stderr=True).print(told)
+    if exact["holds"] is False:
+        told = Text.assemble(
+            ("Exact mode is further from stock than rounding explains:", "bold"),
+            " please report it, with the versions that the profile names.",
+        )
         PlainConsole(stderr=True).print(told)
     table.caption = f"Worst prompt: {worst['prompt']} (seed {worst['seed']}), {worst['psnr_db']:.1f} dB"
     PlainConsole().print(table)
@@ -481,6 +487,12 @@ def _range(figures: dict[str, Any], name: str, form: str) -> str:
     """The bootstrap interval of a figure, in parentheses."""
     ends = figures["intervals"].get(name)
     return f" ({ends['mean_low']:{form}} to {ends['mean_high']:{form}})" if ends else ""
+
+
+def _rounding(exact: dict[str, Any]) -> str:
+    """How far stock is from itself with other rounding, which is what exact mode has to be measured against."""
+    rounding = exact["stock_rounding"]
+    return "" if rounding is None else f"{rounding:.1e} (rounding)"
 
 
 def _print_recheck(evidence: dict[str, Any] | None) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,18 @@ from calibrate.detail import describe
 from calibrate.errors import CalibrateError
 from calibrate.files import write_atomically
 from calibrate.outputs import companions, require_profile_path
-from calibrate.paired import Clips, PairedCase, measure_pairs, spread, verdict
+from calibrate.paired import Clips, PairedCase, measure_pairs, spread, stock_rounding, verdict
 from calibrate.pictures import comparison_clip, front_plot
 from calibrate.progress import Narrator
 from calibrate.quality import METRIC_VERSION, psnr_meaning
 from calibrate.results import Result, find, load_results, of_metric, pick
 from calibrate.scores import Scores
-from calibrate.store import Generation, Store, portable_url
+from calibrate.store import CONTENT, Generation, Store, portable_url
 from calibrate.study_file import Export, StudyFile
 from calibrate.target import Target
 from calibrate.timing import Steadiness, repeat_until_steady
-from scope_runtime import ModelIdentity, Policy, Profile, Scope, run_policy
+from scope_runtime import ModelIdentity, Policy, Profile, ProfileError, Scope, apply_scope
+from scope_runtime.evidence import REQUIRED_EVIDENCE
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class Exporter:
             trial: Whose policy to take instead of the rule's.
 
         Raises:
-            CalibrateError: If no candidate qualifies, there is no such trial, or the files cannot be written.
+            CalibrateError: If no candidate qualifies, there is no such trial, the files cannot be written, or the
+                profile cannot be applied to the pipeline that it was calibrated on. Nothing is written then.
         """
         study = self.file.study
         path = Path(export.path) if export.path else study.profile_path
@@ -106,23 +109,27 @@ class Exporter:
             rule, picked = str(export.rule), self._pick(export)
         else:
             rule, picked = "trial", find(self.results, trial)
-        policy = Policy.from_dict(picked.policy)
         scores = Scores(study.quality.scores)
         target = self.load()
         self.narrator.stage("Held-out prompts: stock, exact, SCOPE", len(study.held_out_cases))
+        draft = _reread(_draft(target, picked, len(study.held_out_cases)))
         pairs: list[PairedCase] = []
+        latents = {}
 
         def attach() -> Scope:
-            return run_policy(target.pipe, policy)
+            # As production does it, so that what is measured is what the profile will do.
+            return apply_scope(target.pipe, draft, on_mismatch="raise")
 
-        for pair, clips in measure_pairs(target, study.held_out_cases, attach, scores):
+        for pair, clips in _applied(measure_pairs(target, study.held_out_cases, attach, scores)):
             self._record(target, picked, pair)
             self.narrator.advance(str(pair))
             pairs.append(pair)
+            latents[pair.case] = clips.stock_latents
             if pair is min(pairs, key=lambda p: p.quality.psnr_db):
                 worst_clips = clips
+        rounding = stock_rounding(target, pairs, latents, self.narrator)
         pairs, steadiness = repeat_until_steady(target, pairs, attach, study.timing, self.narrator)
-        profile, missed = self._profile(target, picked, pairs, steadiness, rule)
+        profile, missed = self._profile(target, draft, picked, pairs, rounding, steadiness, rule)
         return self._write(profile, path, picked, worst_clips, missed)
 
     def _pick(self, export: Export) -> Result:
@@ -138,13 +145,15 @@ class Exporter:
     def _profile(
         self,
         target: Target,
+        draft: Profile,
         picked: Result,
         pairs: Sequence[PairedCase],
+        rounding: float | None,
         steadiness: Steadiness,
         rule: str,
     ) -> tuple[Profile, dict[str, float]]:
         study = self.file.study
-        figures = verdict(pairs)
+        figures = verdict(pairs, rounding)
         missed = {name: by for name, by in study.floors.shortfalls(figures, margin=False).items() if by > 0}
         evidence = {
             **figures,
@@ -162,6 +171,7 @@ class Exporter:
             },
             "hardware": environment.hardware(target.device),
             "versions": environment.versions(),
+            CONTENT: target.model[CONTENT],
             "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         provenance = {
@@ -172,16 +182,12 @@ class Exporter:
             "storage": portable_url(study.storage_url),
             "verify": {
                 "model_spec": study.model.model_dump(mode="json", exclude={"path"}),
-                "model_files": target.model["files"],
                 "generation": study.generation.model_dump(mode="json"),
                 "cases": [case.model_dump(mode="json") for case in study.held_out_cases],
                 "timing": study.timing.model_dump(mode="json"),
             },
         }
-        profile = Profile(
-            Policy.from_dict(picked.policy), target.settings, ModelIdentity.of(target.pipe), evidence, provenance
-        )
-        return profile, missed
+        return _reread(replace(draft, evidence=evidence, provenance=provenance)), missed
 
     def _write(self, profile: Profile, path: Path, picked: Result, worst: Clips, missed: dict[str, float]) -> Exported:
         study = self.file.study
@@ -247,3 +253,37 @@ class Exporter:
             ),
             describe(pair.scope_report, pair.errors, pair.blocks),
         )
+
+
+def _draft(target: Target, picked: Result, cases: int) -> Profile:
+    """The profile before its evidence is measured on so many cases."""
+    unmeasured = dict.fromkeys(REQUIRED_EVIDENCE, 0) | {"n": cases}
+    return Profile(Policy.from_dict(picked.policy), target.settings, ModelIdentity.of(target.pipe), unmeasured)
+
+
+def _reread(profile: Profile) -> Profile:
+    """The profile as production reads it from its file.
+
+    Raises:
+        CalibrateError: If it would not be read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "profile.json"
+        try:
+            profile.save(path)
+            return Profile.load(path)
+        except (ProfileError, ValueError) as error:
+            raise CalibrateError(
+                f"export: the profile could not be read again ({error}); nothing was written."
+            ) from error
+
+
+def _applied(pairs: Iterator[tuple[PairedCase, Clips]]) -> Iterator[tuple[PairedCase, Clips]]:
+    """The pairs, with one sentence in place of a refusal by the runtime."""
+    try:
+        yield from pairs
+    except ProfileError as error:
+        raise CalibrateError(
+            f"export: the profile cannot be applied to the pipeline that it was calibrated on ({error}); nothing was "
+            "written."
+        ) from error

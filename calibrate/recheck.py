@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibrate.quality import METRIC_VERSION, REDEFINED, metric_version, psnr_meaning
+from calibrate.rounding import EXACT_MULTIPLE
 
 # By how much a figure may fall behind the recorded one: relative for speeds, absolute for quality.
 _SPEEDS = {"speedup_evaluations": 0.01, "speedup_denoise": 0.15, "speedup_end_to_end": 0.15}
@@ -18,8 +19,6 @@ _QUALITY = {
     "ssim": 0.005,
     "temporal_psnr_db": 0.5,
 }
-# Rounding differs between machines; what exact mode may differ from stock by on any of them.
-_EXACT_DIFFERENCE, _EXACT_GROWTH = 1e-3, 10.0
 
 
 @dataclass(frozen=True)
@@ -42,20 +41,19 @@ class Recheck:
 
 
 def recheck(
-    evidence: Mapping[str, Any], figures: Mapping[str, Any], hardware: Mapping[str, Any], versions: Mapping[str, Any]
+    evidence: Mapping[str, Any], figures: Mapping[str, Any], here: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Compares figures with a profile's evidence on the same cases.
 
     Args:
         evidence: The profile's.
         figures: As `calibrate.paired.verdict` returns them.
-        hardware: This machine's.
-        versions: This machine's.
+        here: This machine's `hardware` and `versions`, and the `content` of the model's parts, as evidence has them.
 
     Returns:
         `holds` (all figures), `figures` (each with recorded, measured, tolerance, holds), and `differs`: what is other
-        than when the profile was made, hardware and versions, as [recorded, here]. `not_comparable` holds by name what
-        figures meant when they were recorded that mean something else now; with one of these, not all figures hold.
+        than when the profile was made, as [recorded, here]. `not_comparable` holds by name what figures meant when they
+        were recorded that mean something else now; with one of these, not all figures hold.
     """
     found = []
     version = metric_version(evidence)
@@ -66,17 +64,21 @@ def recheck(
     for name, tolerance in _QUALITY.items():
         if name in evidence and name not in redefined:
             found.append(_at_least(name, evidence[name], figures[name], tolerance))
-    if "exact" in evidence:
+    rounding = figures["exact"]["stock_rounding"]
+    if "exact" in evidence and rounding is not None:
+        # Rounding differs between machines, so what counts is what it does to stock on this one.
         recorded, measured = evidence["exact"]["max_abs_diff"], figures["exact"]["max_abs_diff"]
-        tolerance = max(_EXACT_DIFFERENCE, _EXACT_GROWTH * recorded) - recorded
-        found.append(Recheck("exact.max_abs_diff", recorded, measured, tolerance, measured - recorded <= tolerance))
+        tolerance = EXACT_MULTIPLE * rounding - recorded
+        found.append(Recheck("exact.max_abs_diff", recorded, measured, tolerance, figures["exact"]["holds"]))
     return {
         "holds": all(entry.holds for entry in found) and not redefined,
         "figures": [vars(entry) for entry in found],
         "not_comparable": dict.fromkeys(redefined, psnr_meaning(version)),
         "differs": {
-            **_differences("hardware", evidence.get("hardware", {}), hardware),
-            **_differences("versions", evidence.get("versions", {}), versions),
+            name: values
+            for part, found_here in here.items()
+            if part in evidence
+            for name, values in _differences(part, evidence[part], found_here).items()
         },
     }
 

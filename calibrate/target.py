@@ -19,6 +19,7 @@ import torch
 
 from calibrate.devices import require_device
 from calibrate.quality import Frames, Span
+from calibrate.rounding import ReversedSums
 from calibrate.store import CONTENT
 from calibrate.study_file import Case, Generation, ModelSpec
 from calibrate.trace import TraceSize
@@ -177,6 +178,17 @@ class Target(ABC):
 
         latents, seconds = self._timed(lambda: self._generate(case, timed_watch if watch else None))
         return Denoised(latents.cpu(), seconds - watched)
+
+    def denoise_otherwise(self, case: Case) -> torch.Tensor | None:
+        """Final latents of a case by the same arithmetic with other rounding; see `calibrate.rounding.ReversedSums`.
+
+        Returns:
+            Latents [1, channels, latent frames, h, w], on the CPU; None if none of the model's layers can be made to
+            round in another way.
+        """
+        with ReversedSums() as other:
+            latents = self.denoise(case).latents
+        return latents if other.reversed else None
 
     def decode(self, latents: torch.Tensor) -> tuple[Frames, float]:
         """Decodes latents just as the pipeline itself does at the end of its call.

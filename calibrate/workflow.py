@@ -16,13 +16,13 @@ from calibrate.doctor import refuse_unsound
 from calibrate.errors import CalibrateError
 from calibrate.export import Exported, Exporter
 from calibrate.overview import change_maps, pareto_front
-from calibrate.paired import measure_pairs, verdict
+from calibrate.paired import measure_pairs, stock_rounding, verdict
 from calibrate.progress import Narrator
 from calibrate.recheck import recheck
 from calibrate.scores import Scores
 from calibrate.search import Search, open_optuna_study
 from calibrate.session import Session, open_session
-from calibrate.store import Store
+from calibrate.store import CONTENT, Store
 from calibrate.study_file import Case, Export, Generation, ModelSpec, StudyFile, Timing
 from calibrate.target import Target
 from calibrate.timing import repeat_until_steady
@@ -156,19 +156,25 @@ def verify(profile_path: Path, study: Path | None, model: Path | None, narrator:
     def attach() -> Scope:
         return apply_scope(target.pipe, profile, on_mismatch="raise")
 
-    pairs = []
-    for pair, _ in measure_pairs(target, cases, attach, scores):
+    pairs, latents = [], {}
+    for pair, clips in measure_pairs(target, cases, attach, scores):
         narrator.advance(str(pair))
         pairs.append(pair)
+        latents[pair.case] = clips.stock_latents
+    rounding = stock_rounding(target, pairs, latents, narrator)
     pairs, steadiness = repeat_until_steady(target, pairs, attach, timing, narrator)
-    figures = verdict(pairs)
+    figures = verdict(pairs, rounding)
     measured_then = {(case.get("prompt"), case.get("seed")) for case in profile.evidence.get("cases", ())}
     same_cases = {(case.prompt, case.seed) for case in cases} == measured_then
-    hardware, versions = environment.hardware(target.device), environment.versions()
+    here = {
+        "hardware": environment.hardware(target.device),
+        "versions": environment.versions(),
+        CONTENT: target.model[CONTENT],
+    }
     return {
         **figures,
         "timing": steadiness.to_dict(),
-        "evidence": recheck(profile.evidence, figures, hardware, versions) if same_cases else None,
+        "evidence": recheck(profile.evidence, figures, here) if same_cases else None,
     }
 
 
@@ -198,11 +204,15 @@ def _exporter(session: Session, store: Store) -> Exporter:
 
 
 def _export_seconds(baselines: list[Baseline], cases: int) -> float:
-    """What the held-out measurement will take: stock, exact, at most another exact, and two decodes per case."""
+    """What the held-out measurement will take.
+
+    Stock, exact, at most another exact, and two decodes per case; stock once more, to see what rounding does.
+    """
     per_case = sum(
         b.timings.stock_seconds + 2 * b.timings.exact_seconds + 2 * b.timings.decode_seconds for b in baselines
     ) / len(baselines)
-    return _EXPORT_MARGIN * cases * per_case + _EXPORT_OVERHEAD_SECONDS
+    stock = max(b.timings.stock_seconds for b in baselines)
+    return _EXPORT_MARGIN * (cases * per_case + stock) + _EXPORT_OVERHEAD_SECONDS
 
 
 def _recorded_setup(profile: Profile, path: Path, model: Path) -> tuple[ModelSpec, Generation, list[Case], Timing]:

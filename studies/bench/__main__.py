@@ -54,6 +54,23 @@ def errors(as_json: AsJson = False, picture: Path | None = None) -> None:
 
 
 @app.command()
+def rounding(
+    as_json: AsJson = False,
+    prompts: Annotated[int, typer.Option(help="Fresh prompts.")] = 12,
+    change: Annotated[list[str] | None, typer.Option(help="Kind of change; repeatable, else all.")] = None,
+    study: StudyPath = STUDY,
+    frames: Frames = None,
+    cache: Cache = CACHE,
+) -> None:
+    """Exact mode against stock, and stock against itself with other rounding. Interrupted, it goes on where it was."""
+    from studies.bench.rounding import CHANGES, measure
+
+    if unknown := [name for name in change or () if name not in CHANGES]:
+        raise typer.BadParameter(f"--change: {unknown[0]!r} is not known; choose among {', '.join(CHANGES)}")
+    _show(measure(study, frames, prompts, change or [*CHANGES], cache), as_json)
+
+
+@app.command()
 def store(as_json: AsJson = False, generations: int = 100_000) -> None:
     """What looking at a large study takes: its status, its front and a page of its generations."""
     from studies.bench.store import measure

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from calibrate.footprint import Footprint
+from calibrate.errors import CalibrateError
+from calibrate.footprint import Footprint, pipeline_weights, stored_parameters
 from calibrate.study_file import Generation, StudyFile
 from scope_runtime import exact
 from tests.calibrate.conftest import Workplace
-from tests.tiny import CALL, latents
+from tests.tiny import CALL, latents, tiny_pipeline
 
 Make = Callable[..., Workplace]
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -73,6 +75,8 @@ def test_the_time_of_a_bounded_budget_is_bounded(make_workplace: Make) -> None:
         ({"model": {"path": "nowhere"}}, "weights", "model_index.json"),
         ({"model": {"path": "pipe", "device": "cuda:7"}}, "device", "no cuda:7"),
         ({"generation": CALL | {"num_frames": 29}}, "settings", "no multiple of causal_block_size 3"),
+        ({"generation": CALL | {"num_frames": 35}}, "settings", "generation.num_frames: 35 frames"),
+        ({"generation": CALL | {"num_frames": 141, "base_num_frames": 141}}, "settings", "positions, more than the 32"),
         ({"storage": "postgresql+psycopg://anna:hunter2@127.0.0.1:1/scope"}, "database", "cannot be reached"),
         ({"quality": {"scores": [{"name": "s", "function": "nowhere.at_all:s"}]}}, "scores", "cannot be loaded"),
         ({"storage": "sqlite:////dev/null/x/study.db"}, "database", "choose another path"),
@@ -91,6 +95,26 @@ def test_what_would_stop_the_study_fails_with_the_mend(
     assert "hunter2" not in json.dumps(checks)
 
 
+@pytest.mark.parametrize("command", ["run", "worker"])
+def test_what_doctor_fails_is_refused_before_anything_is_made(make_workplace: Make, command: str) -> None:
+    generation = CALL | {"num_frames": 45, "base_num_frames": 33, "overlap_history": 33}
+    workplace = make_workplace(generation=generation, export={"path": "pipe"})
+    _, checks = _examine(workplace)
+    assert [name for name, check in checks.items() if check["state"] == "failed"] == ["settings", "export"]
+    result = workplace.scope(command, "study.yaml")
+    assert result.exit_code == 2
+    assert result.stderr == f"Error: {checks['settings']['message']}\n"
+    assert sorted(path.name for path in workplace.folder.iterdir()) == ["pipe", "study.yaml"]
+
+
+def test_a_score_that_cannot_be_loaded_is_found_before_the_search(make_workplace: Make) -> None:
+    workplace = make_workplace(quality={"scores": [{"name": "s", "function": "nowhere.at_all:s"}]})
+    result = workplace.scope("run", "study.yaml")
+    assert result.exit_code == 2
+    assert "cannot be loaded" in result.stderr
+    assert not (workplace.folder / "runs").exists()
+
+
 def test_incomplete_weights_are_found_by_reading_headers_alone(make_workplace: Make) -> None:
     workplace = make_workplace()
     weights = workplace.folder / "pipe/transformer/diffusion_pytorch_model.safetensors"
@@ -101,6 +125,42 @@ def test_incomplete_weights_are_found_by_reading_headers_alone(make_workplace: M
     index = {"weight_map": {"a": "part-1.safetensors"}}
     weights.with_name("model.safetensors.index.json").write_text(json.dumps(index))
     assert "part-1.safetensors is missing" in _examine(workplace)[1]["weights"]["message"]
+
+
+def test_weights_by_variant_are_named_and_can_be_asked_for(make_workplace: Make) -> None:
+    workplace = make_workplace(budget={"trials": 1}, floors={"psnr_db": None, "psnr_worst_prompt_db": None})
+    pipe = workplace.folder / "pipe"
+    for path in list(pipe.rglob("*.safetensors")):
+        path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
+    code, checks = _examine(workplace)
+    assert code == 2
+    assert "set model.variant to fp16" in checks["weights"]["message"]
+    result = workplace.scope("run", "study.yaml")
+    assert result.exit_code == 2
+    assert "model.variant" in result.stderr
+    study = yaml.safe_load(workplace.study.read_text())
+    study["model"]["variant"] = "fp16"
+    workplace.study.write_text(yaml.safe_dump(study))
+    # One component without the variant, and a file that nobody reads, change nothing.
+    vae = pipe / "vae/diffusion_pytorch_model.fp16.safetensors"
+    vae.rename(vae.with_name("diffusion_pytorch_model.safetensors"))
+    (pipe / "transformer/other.safetensors").write_bytes(b"not weights")
+    code, checks = _examine(workplace)
+    assert code == 0, checks
+    result = workplace.scope("run", "study.yaml")
+    assert result.exit_code == 0, result.output
+
+
+def test_weights_in_parts_are_counted_once(tmp_path: Path, tiny_folder: Path) -> None:
+    pipe = tiny_pipeline()
+    pipe.transformer.save_pretrained(tmp_path / "plain", max_shard_size="10KB")
+    pipe.transformer.save_pretrained(tmp_path / "fp16", max_shard_size="10KB", variant="fp16")
+    whole = stored_parameters(pipeline_weights(tiny_folder / "transformer", None))
+    assert whole == sum(p.numel() for p in pipe.transformer.parameters())
+    assert stored_parameters(pipeline_weights(tmp_path / "plain", None)) == whole
+    assert stored_parameters(pipeline_weights(tmp_path / "fp16", "fp16")) == whole
+    with pytest.raises(CalibrateError, match="set model.variant to fp16"):
+        pipeline_weights(tmp_path / "fp16", None)
 
 
 def test_the_context_is_that_of_a_real_generation(pipe: Any, tiny_folder: Path) -> None:

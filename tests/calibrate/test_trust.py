@@ -19,6 +19,7 @@ from calibrate.errors import CalibrateError
 from calibrate.perceptual import vbench
 from calibrate.quality import METRIC_VERSION, Frames, interval
 from calibrate.recheck import recheck
+from calibrate.rounding import EXACT_MULTIPLE
 from calibrate.scores import Scores, vmaf_program
 from calibrate.study_file import Score, Timing
 from tests.calibrate.conftest import Workplace
@@ -30,10 +31,12 @@ EVIDENCE = {
     "psnr_db": 36.0,
     "psnr_worst_frame_db": 28.0,
     "ssim": 0.98,
-    "exact": {"max_abs_diff": 1e-5},
+    "exact": {"max_abs_diff": 1e-5, "stock_rounding": 1e-5, "holds": True},
     "hardware": {"cpu_count": 2},
     "versions": {"torch": "2.13.0"},
+    "content": {"vae": "a"},
 }
+HERE = {name: EVIDENCE[name] for name in ("hardware", "versions", "content")}
 
 
 def test_an_interval_holds_the_mean_and_narrows_with_more_values() -> None:
@@ -50,18 +53,32 @@ def test_an_interval_holds_the_mean_and_narrows_with_more_values() -> None:
 
 
 def test_equal_figures_hold_and_better_ones_too() -> None:
-    checked = recheck(EVIDENCE, EVIDENCE | {"psnr_db": 50.0}, {"cpu_count": 2}, {"torch": "2.13.0"})
+    checked = recheck(EVIDENCE, EVIDENCE | {"psnr_db": 50.0}, HERE)
     assert checked["holds"]
     assert checked["differs"] == {}
 
 
 def test_a_figure_that_fell_behind_is_named_with_how_far() -> None:
-    checked = recheck(EVIDENCE, EVIDENCE | {"psnr_db": 33.0}, {"cpu_count": 4}, {"torch": "2.14.0"})
+    here = {"hardware": {"cpu_count": 4}, "versions": {"torch": "2.14.0"}, "content": {"vae": "b"}}
+    checked = recheck(EVIDENCE, EVIDENCE | {"psnr_db": 33.0}, here)
     assert not checked["holds"]
     (fallen,) = [entry for entry in checked["figures"] if not entry["holds"]]
     assert (fallen["figure"], fallen["recorded"], fallen["measured"]) == ("psnr_db", 36.0, 33.0)
-    assert checked["differs"] == {"hardware.cpu_count": [2, 4], "versions.torch": ["2.13.0", "2.14.0"]}
-    assert not recheck(EVIDENCE, EVIDENCE | {"exact": {"max_abs_diff": 0.1}}, {}, {})["holds"]
+    assert checked["differs"] == {
+        "hardware.cpu_count": [2, 4], "versions.torch": ["2.13.0", "2.14.0"], "content.vae": ["a", "b"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("difference", "rounding", "holds"), [(0.01, 0.005, True), (2e-5, 1e-6, False)])
+def test_exact_mode_is_held_against_what_rounding_does_here(difference: float, rounding: float, holds: bool) -> None:
+    """A machine or a prompt that amplifies rounding also does so to stock."""
+    exact = {"max_abs_diff": difference, "stock_rounding": rounding, "holds": difference <= EXACT_MULTIPLE * rounding}
+    checked = recheck(EVIDENCE, EVIDENCE | {"exact": exact}, HERE)
+    assert checked["holds"] == holds
+    old = EVIDENCE | {"exact": {"max_abs_diff": 1e-5}}
+    old.pop("content")
+    assert recheck(old, EVIDENCE | {"exact": exact}, HERE)["holds"] == holds
+    assert recheck(old, EVIDENCE, HERE)["differs"] == {}
 
 
 def test_figures_that_meant_something_else_are_not_compared_and_the_others_are() -> None:
