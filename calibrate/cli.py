@@ -215,7 +215,7 @@ def generations(
         if output is None:
             sys.stdout.writelines(lines)
         else:
-            write_atomically(output, "".join(lines).encode())
+            write_atomically(output, (line.encode() for line in lines))
 
 
 def _watch(table: Callable[[], Table]) -> None:

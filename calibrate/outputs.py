@@ -13,7 +13,6 @@ from calibrate.files import file_failure, read_text
 from calibrate.store import database_file
 from calibrate.study_file import Study, StudyFile
 from scope_runtime.files import temporary_name
-from scope_runtime.profile import FORMAT, MOST_BYTES
 
 # As long as any name that is written into a study's cache.
 _CACHED = "x" * 64
@@ -90,6 +89,9 @@ def _require_writable(path: Path, named: str) -> None:
 
 
 def _is_profile(path: Path) -> bool:
+    # Loads torch, which a list of generations can be written without.
+    from scope_runtime.profile import FORMAT, MOST_BYTES
+
     try:
         found = json.loads(read_text(path, MOST_BYTES))
     except (OSError, ValueError, RecursionError):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from calibrate.errors import CalibrateError
 from calibrate.progress import Narrator
 from calibrate.quality import METRIC_VERSION, psnr_meaning
-from calibrate.results import CHANGE_MAPS, Result, fastest_feasible, front, of_metric, survey, with_policies
+from calibrate.results import CHANGE_MAPS, Result, fastest, front, of_metric, survey, with_policies
 from calibrate.session import Session, open_session
 from calibrate.store import Store, masked_url
 from calibrate.store.optuna_tables import study_attribute, trial_states
@@ -27,7 +27,8 @@ def status(session: Session) -> dict[str, Any]:
     everything = survey(store)
     results = of_metric(everything)
     states = trial_states(store.storage, study.name)
-    best = fastest_feasible(results, study.floors)
+    feasible = [result for result in results if result.feasible(study.floors)]
+    best = fastest(feasible)
     last_activity = store.last_activity()
     return {
         "study": study.name,
@@ -43,7 +44,7 @@ def status(session: Session) -> dict[str, Any]:
         "budget_trials": study.budget.trials,
         "equivalents": store.equivalents(metric_version=METRIC_VERSION) / len(study.search_cases),
         "budget_equivalents": study.budget.equivalents,
-        "feasible": sum(result.feasible(study.floors) for result in results),
+        "feasible": len(feasible),
         "margin_db": study.floors.safety_margin_db,
         "metric_version": METRIC_VERSION,
         "set_apart": _set_apart(everything),

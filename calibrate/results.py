@@ -161,8 +161,12 @@ def front_indices(speed: NDArray[np.float64], quality: NDArray[np.float64]) -> N
 
 def fastest_feasible(results: Sequence[Result], floors: Floors) -> Result | None:
     """The feasible result with the fewest evaluations; of equals the one whose worst prompt is better."""
-    feasible = [result for result in results if result.feasible(floors)]
-    return max(feasible, key=_speed_then_quality, default=None)
+    return fastest([result for result in results if result.feasible(floors)])
+
+
+def fastest(results: Sequence[Result]) -> Result | None:
+    """The result with the fewest evaluations; of equals the one whose worst prompt is better."""
+    return max(results, key=_speed_then_quality, default=None)
 
 
 def pick(results: Sequence[Result], floors: Floors, rule: Rule, min_speedup: float | None) -> Result:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -27,8 +28,12 @@ def read_text(path: str | os.PathLike[str], most_bytes: int) -> str:
     return content.decode("utf-8-sig")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Writes a temporary file beside `path` and renames it, so that no reader and no crash sees half of it.
+
+    Args:
+        path: The file.
+        content: All of it, or one part after the other.
 
     Raises:
         OSError: Naming `path`, if the folder cannot be written or the disk is full; `path` is then as it was before.
@@ -39,7 +44,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
+                file.writelines((content,) if isinstance(content, bytes) else content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.chmod(0o644)  # temporary files are private, results are not

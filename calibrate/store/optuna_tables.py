@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, DateTime, Select, String, cast, column, func, select, table
-from sqlalchemy.dialects.postgresql import JSONB
 
 from calibrate.errors import CalibrateError
 
@@ -63,6 +62,8 @@ def _attributes(store: Store, key: str, without: str | None = None) -> Select[st
     if without is not None and store.storage.url.get_backend_name() == "sqlite":
         value = func.json_remove(value, f"$.{without}")
     elif without is not None:
+        from sqlalchemy.dialects.postgresql import JSONB
+
         value = cast(cast(value, JSONB) - without, String)
     return (
         select(value)
@@ -76,7 +77,8 @@ def _attributes(store: Store, key: str, without: str | None = None) -> Select[st
 def _decoded(store: Store, query: Select[str]) -> Sequence[dict[str, Any]]:
     if not store.storage.has_table(TRIALS.name):
         return []
-    return store.storage.transaction(lambda session: [json.loads(text) for text in session.scalars(query)])
+    # All at once: one by one takes twice as long.
+    return store.storage.transaction(lambda session: json.loads(f"[{','.join(session.scalars(query))}]"))
 
 
 def study_attribute(store: Store, key: str) -> Any:
