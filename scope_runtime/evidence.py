@@ -22,7 +22,18 @@ REQUIRED_EVIDENCE = (
 # What later readers take for granted of the figures and parts that may be left out.
 _FIGURES = ("psnr_worst_block_db", "temporal_psnr_db", "flicker", "motion_error_px")
 _TABLES_OF_FIGURES = ("scores", "missed_floors")
-_OBJECTS = ("exact", "floors", "hardware", "intervals", "metrics", "search", "timing", "versions", "worst_prompt")
+_OBJECTS = (
+    "content",
+    "exact",
+    "floors",
+    "hardware",
+    "intervals",
+    "metrics",
+    "search",
+    "timing",
+    "versions",
+    "worst_prompt",
+)
 
 
 def check_evidence(evidence: Any) -> None:

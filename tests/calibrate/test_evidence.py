@@ -53,7 +53,7 @@ def test_mutated_evidence_is_refused_or_can_be_checked_and_shown(data: st.DataOb
         assert refusal.startswith("evidence")
         return
     measured = exported["evidence"]
-    checked = recheck(evidence, measured, measured["hardware"], measured["versions"])
+    checked = recheck(evidence, measured, {part: measured[part] for part in ("hardware", "versions", "content")})
     json.dumps(checked, allow_nan=False).encode()
     assert _describe_evidence(dict(evidence))
     _print_recheck(checked)

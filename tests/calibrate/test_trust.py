@@ -83,7 +83,7 @@ def test_exact_mode_is_held_against_what_rounding_does_here(difference: float, r
 
 def test_figures_that_meant_something_else_are_not_compared_and_the_others_are() -> None:
     old = {name: value for name, value in EVIDENCE.items() if name != "metric_version"}
-    checked = recheck(old, EVIDENCE | {"psnr_db": 33.0, "psnr_worst_frame_db": 20.0}, {}, {})
+    checked = recheck(old, EVIDENCE | {"psnr_db": 33.0, "psnr_worst_frame_db": 20.0}, {})
     assert checked["not_comparable"] == dict.fromkeys(
         ("psnr_db", "psnr_worst_prompt_db"), "mean of frame PSNR, before version 2"
     )
@@ -91,8 +91,8 @@ def test_figures_that_meant_something_else_are_not_compared_and_the_others_are()
     assert "psnr_db" not in compared
     assert (compared["psnr_worst_frame_db"], compared["ssim"]) == (False, True)
     # What was not compared cannot be said to hold, so that no pipeline deploys by it.
-    assert not recheck(old, EVIDENCE, {}, {})["holds"]
-    assert recheck(EVIDENCE, EVIDENCE, {}, {})["not_comparable"] == {}
+    assert not recheck(old, EVIDENCE, {})["holds"]
+    assert recheck(EVIDENCE, EVIDENCE, {})["not_comparable"] == {}
 
 
 class TestTiming:
