@@ -18,15 +18,8 @@ from sqlalchemy import select
 
 from calibrate.devices import has_device, require_device
 from calibrate.errors import CalibrateError
-from calibrate.footprint import (
-    Footprint,
-    footprint_of,
-    magi_1_weights,
-    pipeline_weights,
-    read_config,
-    stored_parameters,
-    weight_files,
-)
+from calibrate.footprint import Footprint, footprint_of, pipeline_weights, read_config, stored_parameters
+from calibrate.magi_1_checkout import Checkout, special_tokens
 from calibrate.outputs import existing, require_cache, require_profile_path
 from calibrate.scores import Scores
 from calibrate.store import Generation as GenerationRecord
@@ -93,8 +86,12 @@ def refuse_unsound(file: StudyFile) -> None:
 def _requirements(file: StudyFile) -> Generator[Check, None, Footprint | None]:
     """The checks that can fail; gives the footprint, if there is one."""
     study = file.study
-    weights = yield from _checked("weights", lambda: _weights(file))
+    magi = study.model.family == "magi_1"
+    fits = not magi or (yield from _checked("configuration", lambda: _configuration(file))) is not None
+    weights = (yield from _checked("weights", lambda: _weights(file))) if fits else None
     yield from _checked("device", lambda: _device(study))
+    if magi and fits:
+        yield from _checked("code", lambda: _code(file))
     footprint = None
     if weights is not None:
         try:
@@ -124,6 +121,29 @@ def _checked(name: str, check: Callable[[], Check]) -> Generator[Check, None, Ch
     return found if found.state != "failed" else None
 
 
+def _checkout(file: StudyFile) -> Checkout:
+    return Checkout(file.model_path, file.study.model, file.study.generation)
+
+
+def _configuration(file: StudyFile) -> Check:
+    """What MAGI-1's configuration says, which is held against the study."""
+    checkout = _checkout(file)
+    runtime = checkout.config.runtime
+    return Check(
+        "configuration",
+        "ok",
+        f"{checkout.path.name}: chunks of {runtime.chunk_width} latent frames, {runtime.cfg_number} guidance branches",
+    )
+
+
+def _code(file: StudyFile) -> Check:
+    """Whether MAGI-1's code can be imported, and what the environment makes it put before every prompt."""
+    package, _ = _checkout(file).code()
+    tokens = special_tokens(package)
+    said = ", ".join(tokens) or "none (the official run.sh sets PAD_HQ=1 and PAD_DURATION=1)"
+    return Check("code", "ok", f"can be imported; tokens before every prompt: {said}", {"special_tokens": tokens})
+
+
 def _weights(file: StudyFile) -> Check:
     parameters = size = 0
     for files in _weight_files(file):
@@ -138,17 +158,10 @@ def _weights(file: StudyFile) -> Check:
 
 
 def _weight_files(file: StudyFile) -> list[list[Path]]:
-    """The files with the weights of each model that a generation loads, the transformer's first."""
-    return _magi_1_weights(file) if file.study.model.family == "magi_1" else _diffusers_weights(file)
-
-
-def _magi_1_weights(file: StudyFile) -> list[list[Path]]:
-    """The transformer's; text encoder and VAE take turns with it on the device."""
-    if not (file.model_path / "inference" / "pipeline").is_dir():
-        raise CalibrateError(
-            f"model.path: {file.model_path} is no checkout of MAGI-1 (it has no inference/pipeline); check the path."
-        )
-    return [weight_files(magi_1_weights(file.model_path, file.study.model))]
+    """The files with the weights of each model that a generation keeps on its device, the transformer's first."""
+    if file.study.model.family == "magi_1":
+        return [_checkout(file).weights]  # text encoder and VAE take turns with it
+    return _diffusers_weights(file)
 
 
 def _diffusers_weights(file: StudyFile) -> list[list[Path]]:
@@ -187,8 +200,7 @@ def _device(study: Study) -> Check:
 
 
 def _settings(footprint: Footprint) -> Check:
-    settings = footprint.generation
-    if settings.causal_block_size == 1:
+    if footprint.bidirectional:
         return Check(
             "settings",
             "warning",

@@ -24,7 +24,6 @@ _DEFAULT_REACH = 1024  # the transformer's own default
 # What diffusers and transformers call a component's weights, and their names with a variant.
 _WEIGHTS = ("diffusion_pytorch_model", "model")
 _VARIANT = re.compile(rf"(?:{'|'.join(_WEIGHTS)})\.([A-Za-z0-9_-]+?)(?:-\d+-of-\d+)?\.safetensors")
-_MAGI_1_PIXELS = 8  # per latent pixel, in each direction
 
 
 @dataclass(frozen=True)
@@ -119,9 +118,14 @@ class Footprint:
         return self.generation.num_inference_steps + self.generation.ar_step * max(0, self.blocks - 1)
 
     @property
+    def bidirectional(self) -> bool:
+        """Whether every frame attends to all others, so that nothing can be left out of a computed row."""
+        return self.generation.causal_block_size == 1
+
+    @property
     def context_bytes(self) -> int:
         """Captured keys and values of exact mode at the end of a generation; none under bidirectional attention."""
-        if self.generation.causal_block_size == 1:
+        if self.bidirectional:
             return 0
         return context_bytes(
             layers=self.layers,
@@ -162,116 +166,13 @@ class Footprint:
         )
 
 
-@dataclass(frozen=True)
-class Magi1Footprint(Footprint):
-    """As `Footprint`, for MAGI-1: keys and values are stored once, for the whole video, and read over a few chunks.
-
-    Attributes:
-        kv_width: Key heads times head dimension.
-        reach: Chunks that one attends to, itself included, at most.
-    """
-
-    kv_width: int
-    reach: int
-
-    @classmethod
-    def of_spec(cls, folder: Path, spec: ModelSpec, generation: Generation) -> Magi1Footprint:
-        """Reads the configuration that a study names.
-
-        Args:
-            folder: A checkout of the official repository.
-            spec: The study's model.
-            generation: The study's settings.
-
-        Raises:
-            CalibrateError: If the configuration is missing or lacks a field.
-        """
-        config = read_magi_1_config(folder, spec)
-        try:
-            model, runtime = config["model_config"], config["runtime_config"]
-            chunk = runtime["chunk_width"]
-            latent_frames = -(-(generation.num_frames // runtime["temporal_downsample_factor"]) // chunk) * chunk
-            height, width = generation.height // _MAGI_1_PIXELS, generation.width // _MAGI_1_PIXELS
-            return cls(
-                layers=model["num_layers"],
-                width=model["num_attention_heads"] * model["kv_channels"],
-                ffn_width=model["ffn_hidden_size"],
-                channels=model["in_channels"],
-                window_lengths=(latent_frames,),
-                latent_height=height,
-                latent_width=width,
-                patches=(height // model["patch_size"]) * (width // model["patch_size"]),
-                branches=runtime["cfg_number"],
-                itemsize=getattr(torch, spec.torch_dtype).itemsize,
-                generation=generation,
-                kv_width=model["num_query_groups"] * model["kv_channels"],
-                reach=max(runtime["noise2clean_kvrange"], default=latent_frames // chunk),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CalibrateError(
-                f"model.config: {spec.config} is incomplete ({error}); take one of the checkout's examples."
-            ) from error
-
-    @property
-    def context_bytes(self) -> int:
-        """The model's own buffer of keys and values."""
-        return context_bytes(
-            layers=self.layers,
-            width=self.kv_width,
-            tokens=self.generation.causal_block_size * self.patches,
-            blocks=self.blocks,
-            branches=1,
-            batch=1,
-            itemsize=self.itemsize,
-        )
-
-    @property
-    def mask_bytes(self) -> int:
-        """No mask is built."""
-        return 0
-
-    @property
-    def flops(self) -> float:
-        """As for `Footprint`, with every chunk computed once per step and branch."""
-        tokens = self.generation.causal_block_size * self.patches
-        projections = 4 * tokens * self.width * (3 * self.width + self.kv_width)
-        feed_forward = 4 * tokens * self.width * self.ffn_width
-        attention = 4 * tokens * min(self.reach, self.blocks) * tokens * self.width
-        evaluations = self.blocks * self.generation.num_inference_steps * self.branches
-        return float(evaluations * self.layers * (projections + feed_forward + attention))
-
-
 def footprint_of(folder: Path, spec: ModelSpec, generation: Generation) -> Footprint:
     """The footprint of a study's model, of whatever family; see `Footprint.of`."""
     if spec.family == "magi_1":
+        from calibrate.magi_1_checkout import Magi1Footprint
+
         return Magi1Footprint.of_spec(folder, spec, generation)
     return Footprint.of(folder, generation, spec.torch_dtype)
-
-
-def read_magi_1_config(folder: Path, spec: ModelSpec) -> dict[str, Any]:
-    """The configuration's JSON that a study of MAGI-1 names.
-
-    Raises:
-        CalibrateError: If it is missing or damaged.
-    """
-    path = folder / str(spec.config)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CalibrateError(f"model.config: {path} is missing or damaged; take one of the checkout's.") from error
-
-
-def magi_1_weights(folder: Path, spec: ModelSpec) -> Path:
-    """The folder of the transformer's safetensors files, as the official code names it."""
-    config = read_magi_1_config(folder, spec)
-    try:
-        load, engine = config["runtime_config"]["load"], config["engine_config"]
-        kind = "inference_weight" + ".fp8" * engine["fp8_quant"] + ".distill" * engine["distill"]
-        return folder / (spec.weights or ".") / load / kind
-    except (KeyError, TypeError) as error:
-        raise CalibrateError(
-            f"model.config: {spec.config} is incomplete ({error}); take one of the checkout's examples."
-        ) from error
 
 
 def read_config(component: Path) -> dict[str, Any]:
@@ -287,18 +188,6 @@ def read_config(component: Path) -> dict[str, Any]:
         raise CalibrateError(f"model.path: {path} is missing or damaged; download the pipeline again.") from error
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, or the shards that its index names; for code that gives them any names.
-
-    Raises:
-        CalibrateError: If there are none, or a shard is missing.
-    """
-    found = _indexed(folder, "*.safetensors.index.json") or sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise _no_weights(folder)
-    return found
-
-
 def pipeline_weights(component: Path, variant: str | None) -> list[Path]:
     """The files that a pipeline reads a component's weights from, whatever else lies beside them.
 
@@ -312,7 +201,7 @@ def pipeline_weights(component: Path, variant: str | None) -> list[Path]:
     for ending in (f".{variant}", "") if variant else ("",):
         for stem in _WEIGHTS:
             single = component / f"{stem}{ending}.safetensors"
-            shards = _indexed(component, f"{stem}.safetensors.index{ending}.json")
+            shards = indexed_weights(component / f"{stem}.safetensors.index{ending}.json")
             if shards or single.is_file():
                 return shards or [single]
     others = sorted({match[1] for path in component.glob("*.safetensors") if (match := _VARIANT.fullmatch(path.name))})
@@ -321,34 +210,46 @@ def pipeline_weights(component: Path, variant: str | None) -> list[Path]:
             f"model.variant: {component} holds weights of variant {' and '.join(others)} alone; set model.variant to "
             f"{others[0]}."
         )
-    raise _no_weights(component)
+    raise CalibrateError(f"model.path: {component} holds no weights in safetensors files; download the pipeline again.")
 
 
-def _no_weights(folder: Path) -> CalibrateError:
-    return CalibrateError(f"model.path: {folder} holds no weights in safetensors files; download the pipeline again.")
+def indexed_weights(index: Path, field: str = "model.path") -> list[Path]:
+    """The shards that an index names; none where there is no index.
+
+    Args:
+        index: The file.
+        field: Of the study, which a message names.
+
+    Raises:
+        CalibrateError: If a shard is missing, or the index is damaged.
+    """
+    if not index.is_file():
+        return []
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = sorted(index.parent / name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CalibrateError(f"{field}: {index} is damaged; download it again.") from error
+    for shard in shards:
+        if not shard.is_file():
+            raise CalibrateError(f"{field}: {shard} is missing; download it again.")
+    return shards
 
 
-def _indexed(component: Path, index: str) -> list[Path]:
-    """The shards that an index names, if there is one."""
-    for path in sorted(component.glob(index)):
-        shards = sorted({component / name for name in json.loads(path.read_text())["weight_map"].values()})
-        for shard in shards:
-            if not shard.is_file():
-                raise CalibrateError(f"model.path: {shard} is missing; download the pipeline again.")
-        return shards
-    return []
-
-
-def stored_parameters(files: list[Path]) -> int:
+def stored_parameters(files: list[Path], field: str = "model.path") -> int:
     """How many numbers safetensors files hold, read from their headers.
+
+    Args:
+        files: The files.
+        field: Of the study, which a message names.
 
     Raises:
         CalibrateError: If a file is truncated or damaged.
     """
-    return sum(_product(tensor["shape"]) for path in files for tensor in _header(path))
+    return sum(_product(tensor["shape"]) for path in files for tensor in _header(path, field))
 
 
-def _header(path: Path) -> Iterator[Mapping[str, Any]]:
+def _header(path: Path, field: str) -> Iterator[Mapping[str, Any]]:
     """What a safetensors file says about its tensors."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -357,9 +258,9 @@ def _header(path: Path) -> Iterator[Mapping[str, Any]]:
             tensors = [entry for name, entry in header.items() if name != "__metadata__"]
             end = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
         except (ValueError, KeyError, AttributeError) as error:
-            raise CalibrateError(f"model.path: {path} is damaged; download the pipeline again.") from error
+            raise CalibrateError(f"{field}: {path} is damaged; download it again.") from error
     if path.stat().st_size < end:
-        raise CalibrateError(f"model.path: {path} is truncated; download the pipeline again.")
+        raise CalibrateError(f"{field}: {path} is truncated; download it again.")
     yield from tensors
 
 

@@ -6,22 +6,22 @@ The checkout is run as it is; of the configuration, only what a study sets is re
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import socket
-import sys
 from collections.abc import Sequence
-from importlib import import_module
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from calibrate.content import module_digest
 from calibrate.errors import CalibrateError
 from calibrate.files import digest, folder_digest
+from calibrate.magi_1_checkout import PACKAGE, Checkout
 from calibrate.quality import Frames
 from calibrate.study_file import Case, Generation, ModelSpec
 from calibrate.target import Target, Watch, first_line
@@ -29,7 +29,7 @@ from calibrate.trace import TraceSize
 from scope_runtime import AttachError, Settings
 
 _PIXELS_PER_LATENT = 8
-_FILES = ("load", "t5_pretrained", "vae_pretrained")
+_NOT_LOADED = (OSError, AssertionError, RuntimeError, KeyError, ValueError, SafetensorError)
 
 
 class Magi1Target(Target):
@@ -50,40 +50,50 @@ class Magi1Target(Target):
         self.package = package
         self.config = config
         try:
-            super().__init__(model, generation, content, Settings.of(model))
+            settings = Settings.of(model)
+            # Tokens before prompts and guidance that the environment asks for: what goes on must go on with them.
+            content = {**content, "conditioning": digest(asdict(settings.scheduler))}
+            super().__init__(model, generation, content, settings)
         except AttachError as error:
             raise CalibrateError(f"model.path: {first_line(error)}") from error
 
     @classmethod
     def open(cls, folder: Path, spec: ModelSpec, generation: Generation) -> Target:
         """Loads the model with the code of a checkout."""
-        package = _import(folder)
-        path = folder / str(spec.config)
-        config = _read(package, path)
-        _apply(config, path, spec, generation)
+        checkout = Checkout(folder, spec, generation)
+        weights = checkout.weights
+        package, config = checkout.code()
         runtime = config.runtime_config
-        root = folder / (spec.weights or ".")
-        for name in _FILES:
-            if getattr(runtime, name) is not None:
-                setattr(runtime, name, str(root / getattr(runtime, name)))
-        weights = {name: getattr(runtime, name) for name in _FILES if getattr(runtime, name) is not None}
-        for name, found in weights.items():
-            if not Path(found).exists():
-                raise CalibrateError(
-                    f"model.weights: {found} is missing, which the configuration names as {name}; download it, or name "
-                    "the folder that holds it."
-                )
+        for name, path in checkout.parts.items():
+            setattr(runtime, name, str(path))
+        runtime.num_steps = generation.num_inference_steps
+        runtime.window_size = generation.num_inference_steps // generation.ar_step
+        runtime.num_frames = generation.num_frames
+        runtime.video_size_h, runtime.video_size_w = generation.height, generation.width
+        runtime.fps = generation.fps
+        _join_alone()
         try:
             package.dist_init(config)
+            if spec.device.startswith("cuda"):
+                torch.cuda.set_device(torch.device(spec.device))  # where the code puts everything
             model = package.get_dit(config)
-        except (OSError, AssertionError, RuntimeError, KeyError) as error:
-            raise CalibrateError(f"model.path: {folder} cannot be loaded: {first_line(error)}") from error
+        except torch.cuda.OutOfMemoryError:
+            raise  # says what it is
+        except _NOT_LOADED as error:
+            if not torch.cuda.is_available() and spec.device == "cpu" and isinstance(error, AssertionError):
+                raise CalibrateError(
+                    "model.device: this checkout's code runs on GPUs only; set it to cuda, on a machine that has one."
+                ) from error
+            raise CalibrateError(
+                f"model.weights: {weights[0].parent} cannot be loaded with {checkout.path.name}: {first_line(error)}; "
+                "check that the two belong together."
+            ) from error
         content = {
             "transformer": module_digest(model),
             # These two take turns with the transformer in memory, and are loaded when they are needed.
-            **{name: folder_digest(Path(found)) for name, found in weights.items() if name != "load"},
-            "code": folder_digest(folder / "inference", "*.py"),
-            "config": digest(json.loads(path.read_text(encoding="utf-8"))),
+            **{name: folder_digest(path) for name, path in checkout.parts.items() if name != "load"},
+            "code": folder_digest(folder / PACKAGE, "*.py"),
+            "config": digest(json.loads(checkout.path.read_text(encoding="utf-8"))),
         }
         return cls(package, model, config, generation, content)
 
@@ -148,70 +158,8 @@ class Magi1Target(Target):
         return (frames.permute(0, 2, 3, 1).float() / 255).cpu().numpy()
 
 
-def _import(checkout: Path) -> ModuleType:
-    """`inference.pipeline.pipeline` of a checkout; one process can only have one."""
-    if not (checkout / "inference" / "pipeline").is_dir():
-        raise CalibrateError(
-            f"model.path: {checkout} is no checkout of MAGI-1 (it has no inference/pipeline); clone "
-            "github.com/SandAI-org/MAGI-1 and name its folder."
-        )
-    checkout = checkout.resolve()
-    # The code reads these when it is imported, relative to the folder that it is started in.
-    os.environ.setdefault("SPECIAL_TOKEN_PATH", str(checkout / "example" / "assets" / "special_tokens.npz"))
-    # Its progress bars would run into ours.
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    sys.path.insert(0, str(checkout))
-    try:
-        package = import_module("inference.pipeline.pipeline")
-    except ImportError as error:
-        raise CalibrateError(
-            f"model.path: MAGI-1's code needs {error.name}, which is not installed; see its requirements.txt."
-        ) from error
-    finally:
-        sys.path.remove(str(checkout))
-    logging.getLogger("magi_logger").setLevel(logging.WARNING)
-    used = Path(str(package.__file__)).resolve()
-    if not used.is_relative_to(checkout):
-        raise CalibrateError(
-            f"model.path: another package called inference is in the way ({used}); run from another folder."
-        )
-    return package
-
-
-def _read(package: ModuleType, path: Path) -> Any:
-    try:
-        return package.MagiConfig.from_json(str(path))
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, json.JSONDecodeError) as error:
-        raise CalibrateError(f"model.config: {path} cannot be read: {first_line(error)}") from error
-
-
-def _apply(config: Any, path: Path, spec: ModelSpec, generation: Generation) -> None:
-    """Puts the study's settings into a configuration, and refuses those that the weights do not allow."""
-    runtime, engine = config.runtime_config, config.engine_config
-    for field, ours, theirs in (
-        ("generation.guidance_scale", generation.guidance_scale, runtime.cfg_number),
-        ("generation.causal_block_size", generation.causal_block_size, runtime.chunk_width),
-        ("model.torch_dtype", spec.torch_dtype, str(config.model_config.params_dtype).removeprefix("torch.")),
-    ):
-        if ours != theirs:
-            raise CalibrateError(f"{field}: is {ours}, but {path.name} says {theirs}; change one of the two.")
-    if engine.cp_size > 1 or engine.pp_size > 1:
-        raise CalibrateError(
-            f"model.config: {path.name} asks for {engine.cp_size * engine.pp_size} processes per video; set "
-            "engine_config.cp_size and pp_size to 1 and start one worker per GPU instead."
-        )
-    runtime.num_steps = generation.num_inference_steps
-    runtime.window_size = generation.num_inference_steps // generation.ar_step
-    runtime.num_frames = generation.num_frames
-    runtime.video_size_h, runtime.video_size_w = generation.height, generation.width
-    runtime.fps = generation.fps
-    stages = max(1, len(runtime.noise2clean_kvrange))
-    if runtime.num_steps % stages:
-        raise CalibrateError(
-            f"generation.num_inference_steps: must be a multiple of {stages}, the number of context ranges in "
-            f"{path.name}, not {runtime.num_steps}."
-        )
-    # What torch.distributed asks for, even of a single process.
+def _join_alone() -> None:
+    """Tells torch.distributed where to meet: it asks even a single process."""
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in os.environ:
         with socket.socket() as free:

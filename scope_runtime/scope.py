@@ -36,7 +36,8 @@ class Scope:
     def plan(self) -> tuple[str, ...] | None:
         """The whole plan of the window that runs or ran last: one string per row, one letter per block.
 
-        Known before the window's first row. None in exact mode, with the content indicator, and before a generation.
+        Known before the window's first row (MAGI-1: after it). None in exact mode, with the content indicator, and
+        before a generation.
         """
         windows = self.report.windows
         return windows[-1].plan if windows else None

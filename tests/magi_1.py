@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,19 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from calibrate.magi_1_checkout import forget_package, import_pipeline
+from scope_runtime import ModelIdentity, Policy, Profile, Settings
+
 STAND_IN = Path(__file__).parent / "magi_1_checkout"
+CHECKOUT = os.environ.get("MAGI_1_PATH")
+needs_checkout = pytest.mark.skipif(
+    not CHECKOUT, reason="MAGI_1_PATH names no checkout of github.com/SandAI-org/MAGI-1: its own code was not run"
+)
+TWICE = Policy(warmup=2, max_skip=2)
 
 MODEL: dict[str, Any] = {
     "model_name": "stand-in", "num_layers": 2, "hidden_size": 16, "ffn_hidden_size": 16, "num_attention_heads": 1,
@@ -47,19 +57,31 @@ def config_json(**changes: Any) -> dict[str, dict[str, Any]]:
     return changed
 
 
+_IMPORTED: dict[Path, dict[str, ModuleType]] = {}
+
+
 @contextmanager
 def imported(checkout: Path) -> Iterator[ModuleType]:
-    """The package ``inference`` of a checkout, and afterwards whatever was there before."""
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "inference"}
-    sys.path.insert(0, str(checkout))
-    try:
-        import inference.pipeline.pipeline
+    """`inference.pipeline.pipeline` of a checkout, and afterwards whatever was there before.
 
-        yield inference.pipeline.pipeline
+    Each checkout is imported once, and only one of them is there at a time, in whatever order tests come.
+    """
+    with set_aside():
+        sys.modules.update(_IMPORTED.get(checkout, {}))
+        try:
+            yield import_pipeline(checkout)
+        finally:
+            _IMPORTED[checkout] = forget_package()
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """No package of that name has been imported, and afterwards whatever was there before."""
+    kept = forget_package()
+    try:
+        yield
     finally:
-        sys.path.remove(str(checkout))
-        for name in [name for name in sys.modules if name.partition(".")[0] == "inference"]:
-            del sys.modules[name]
+        forget_package()
         sys.modules.update(kept)
 
 
@@ -108,6 +130,37 @@ class Magi:
     def latents(self, **call: Any) -> torch.Tensor:
         """All chunks of `chunks`: [1, C, generated frames, h, w]."""
         return torch.cat(list(self.chunks(**call)), dim=2)
+
+
+def psnr(ours: torch.Tensor, stock: torch.Tensor) -> float:
+    return float(10 * torch.log10(stock.abs().max() ** 2 / ((ours - stock) ** 2).mean()))
+
+
+def counted(magi: Magi, **call: Any) -> tuple[torch.Tensor, int]:
+    """Latents, and how many chunks really went through the model, branches counted separately."""
+    forward, count = magi.model.forward, 0
+
+    def count_and_run(x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        nonlocal count
+        count += x.shape[0] * x.shape[2] // magi.model.runtime_config.chunk_width
+        return forward(x, *args, **options)
+
+    magi.model.forward = count_and_run
+    try:
+        return magi.latents(**call), count
+    finally:
+        del magi.model.forward
+
+
+def profile_of(magi: Magi, policy: Policy = TWICE) -> Profile:
+    """A profile for what the model would run with."""
+    figures = (
+        "speedup_evaluations", "speedup_denoise", "speedup_end_to_end", "psnr_db", "psnr_worst_prompt_db",
+        "psnr_worst_frame_db", "ssim", "n",
+    )  # fmt: skip
+    return Profile(
+        policy, Settings.of(magi.model), ModelIdentity.of(magi.model), dict.fromkeys(figures, 1.0) | {"n": 1}
+    )
 
 
 def save_checkout(folder: Path, **changes: Any) -> Path:

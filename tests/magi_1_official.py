@@ -30,13 +30,19 @@ OFFICIAL: dict[str, Any] = {
 """Fields in which the smallest model of the official code differs from the stand-in's."""
 
 
+_SCALES = {"weight_scale": 0.01, "input_scale": 0.05, "smooth_scale": 0.05}
+"""Of the eight-bit layers."""
+
+
 class _OnTheCpu(TorchFunctionMode):
-    """Sends to the CPU whatever is meant for a GPU."""
+    """Sends to the CPU whatever is meant for a GPU, where autocast would bring both factors to one type."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.cuda:
             return args[0]
+        if func is torch.nn.functional.linear and args[0].dtype != args[1].dtype:
+            args = (args[0].to(args[1].dtype), *args[1:])
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = "cpu"
         return func(*("cpu" if isinstance(a, str) and a.startswith("cuda") else a for a in args), **kwargs)
@@ -75,6 +81,13 @@ def _gate(x: torch.Tensor, mapping: torch.Tensor, gatings: torch.Tensor) -> torc
     return x * gatings.flatten(0, 1)[mapping]
 
 
+def _multiply(
+    a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """What flashinfer makes of two matrices in eight bits: [1, m, k] times [1, k, n], scaled by the first scale."""
+    return (a.float() @ b.float() * a_scale.flatten()[0] * b_scale.flatten()[0]).to(dtype)
+
+
 def _stand_ins() -> dict[str, ModuleType]:
     """Modules that only exist for GPUs, or that nothing here needs."""
     modules = {
@@ -90,6 +103,7 @@ def _stand_ins() -> dict[str, ModuleType]:
         modules[name].flash_attn_func = _attend
         modules[name].flash_attn_varlen_func = _attend_to_segments
     modules["flash_attn.layers.rotary"].apply_rotary_emb = _rotate
+    modules["flashinfer.gemm"].bmm_fp8 = _multiply
     return modules  # type: ignore[return-value]
 
 
@@ -109,8 +123,17 @@ def _modules(stand_ins: dict[str, ModuleType]) -> Iterator[None]:
 
 
 @contextmanager
-def official(checkout: Path) -> Iterator[ModuleType]:
-    """`inference.pipeline.pipeline` of an official checkout, able to run here in one process."""
+def official(
+    checkout: Path, store: torch.distributed.Store | None = None, rank: int = 0, ranks: int = 1
+) -> Iterator[ModuleType]:
+    """`inference.pipeline.pipeline` of an official checkout, able to run here.
+
+    Args:
+        checkout: Its folder.
+        store: Where processes that share one video meet; one alone needs none.
+        rank: Of this process.
+        ranks: Processes that share one video.
+    """
     # These look for some of the libraries that are stood in for, so they must have looked before.
     import diffusers  # noqa: F401
     import transformers  # noqa: F401
@@ -133,9 +156,11 @@ def official(checkout: Path) -> Iterator[ModuleType]:
             ("memory_allocated", 0), ("memory_reserved", 0),
         ):  # fmt: skip
             stack.enter_context(patch.object(torch.cuda, name, lambda *_, result=result: result))
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        torch.distributed.init_process_group(
+            "gloo", store=store or torch.distributed.HashStore(), rank=rank, world_size=ranks
+        )
         try:
-            parallel_state.initialize_model_parallel()
+            parallel_state.initialize_model_parallel(cp_size=ranks)
             stack.enter_context(_OnTheCpu())
             yield package
         finally:
@@ -144,17 +169,21 @@ def official(checkout: Path) -> Iterator[ModuleType]:
 
 
 def official_model(package: ModuleType, folder: Path, **changes: Any) -> Magi:
-    """A small model of the official code with random weights."""
-
+    """A small model of the official code with random weights, in eight bits where ``fp8_quant`` asks for it."""
     parts = config_json(**changes)
-    parts["model_config"] |= OFFICIAL
+    parts["model_config"] |= OFFICIAL | {k: v for k, v in changes.items() if k in parts["model_config"]}
     path = folder / "config.json"
     path.write_text(json.dumps(parts))
     model = package.get_dit(package.MagiConfig.from_json(str(path)))
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
-        parameter.data = scale * torch.randn(parameter.shape, generator=generator)
+        values = scale * torch.randn(parameter.shape, generator=generator)
+        if name.endswith(tuple(_SCALES)):
+            values = torch.full(parameter.shape, _SCALES[name.rpartition(".")[2]])
+        elif parameter.dtype == torch.float8_e4m3fn:
+            values = values / _SCALES["weight_scale"]
+        parameter.data = values.to(parameter.dtype)
     return Magi(package, model, encode=_encode)
 
 

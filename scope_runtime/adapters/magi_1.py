@@ -2,7 +2,12 @@
 
 One attribute is touched while attached: ``forward_dispatcher`` of the model, shadowed on the instance, which the
 denoising loop looks up at every call. What a call means follows from the configuration and from how many calls its
-``inference_params`` have seen, so the whole plan is known at the first one.
+``inference_params`` have seen, so the whole plan is known at the first one. Whether a video is given in part of a chunk
+shows only in the second call; until then nothing is skipped by any policy, so that is when the policy is chosen.
+
+Everything that a plan rests on is looked up anew when a generation begins: the configuration, what the environment adds
+to it, and how the model combines its guidance branches, which its own dispatcher is asked at no cost
+(`refuse_other_guidance`).
 
 Three properties of the official code carry the rest:
 
@@ -14,6 +19,7 @@ Three properties of the official code carry the rest:
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +32,17 @@ from weakref import WeakKeyDictionary
 import torch
 
 from scope_runtime.adapters._calls import NotCopied
-from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
+from scope_runtime.adapters._magi_1_guidance import (
+    CONTEXT,
+    PREVIOUS_CHUNKS_SCALE,
+    TEXT,
+    UNCONDITIONAL,
+    Guidance,
+    guidance_by_step,
+    previous_chunks_scale,
+    refuse_other_guidance,
+)
+from scope_runtime.context import Context, ContextOptions, Pass, context_bytes, refuse_if_over
 from scope_runtime.engine import Engine, Recorder
 from scope_runtime.errors import AttachError, ProfileError, ScopeError
 from scope_runtime.identity import ModelIdentity, ModelState, config_digest, weights_digest
@@ -40,20 +56,10 @@ if TYPE_CHECKING:
 
 _PIXELS_PER_LATENT = 8
 _TIME_TOLERANCE = 1e-5
-# Guidance branches with three of them, in the order of the schedule's `branches`.
-_TEXT, _CONTEXT, _UNCONDITIONAL = range(3)
 # What one call's velocities are called as a branch of the engine: they are combined before anything is kept of them.
 _GUIDED = "guided"
 _ABSENT = "."
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """How the three branches are combined for a chunk: ``text t + context c + unconditional u``."""
-
-    text: float
-    context: float
-    unconditional: float
+_USUAL_PREVIOUS_CHUNKS_SCALE = "0.7"
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Plan:
         per_stage = num_steps // window
         grid = time_grid(num_steps, engine.shortcut_mode)
         guided = runtime.cfg_number == 3
-        guidance_at = _guidance_by_step(runtime, grid[:-1]) if guided else []
+        guidance_at = guidance_by_step(runtime, grid[:-1]) if guided else []
         threshold = engine.distill_nearly_clean_chunk_threshold
 
         steps: list[list[int]] = []
@@ -162,16 +168,6 @@ def time_grid(num_steps: int, shortcut_mode: str) -> list[float]:
     squared = starts**2
     third = 1.0 / 3.0
     return (third * squared / (1 + (third - 1) * squared)).tolist()
-
-
-def _guidance_by_step(runtime: Any, times: list[float]) -> list[Guidance]:
-    """The branches' weights at each of ``times``, from the scales that hold from each edge of ``cfg_t_range`` on."""
-    edges = torch.tensor(runtime.cfg_t_range) - 1e-7
-    found = []
-    for index in (torch.searchsorted(edges, torch.tensor(times)) - 1).tolist():
-        previous, text = runtime.prev_chunk_scales[index], runtime.text_scales[index]
-        found.append(Guidance(text=text, context=previous - text, unconditional=1 - previous))
-    return found
 
 
 def _context_start(runtime: Any, chunk: int, step: int, num_steps: int) -> int:
@@ -257,7 +253,7 @@ class _Call:
         """
         model, config = self.model, self.model.model_config
         layer = model.videodit_blocks.layers[0]
-        x = torch.cat([self._chunk(b) for b in blocks]).float() * config.x_rescale_factor
+        x = torch.cat([self.chunk(b) for b in blocks]).float() * config.x_rescale_factor
         if config.half_channel_vae:
             x = torch.cat([x, x], dim=1)
         times = self.tensors["timestep"][0, [b - self.first for b in blocks]].float()
@@ -280,10 +276,10 @@ class _Call:
     def _guided(self, blocks: list[int], guidance: dict[int, Guidance]) -> dict[int, torch.Tensor]:
         """Velocities of the active chunks among ``blocks`` from the branches that carry weight."""
         schedule = self.plan.schedule
-        text_count = len(schedule.computed(_TEXT, self.row, blocks))
+        text_count = len(schedule.computed(TEXT, self.row, blocks))
         text = self._split(self._branch(text_count, 0, writes=False)) if text_count else {}
-        context = self._split(self._branch(len(schedule.computed(_CONTEXT, self.row, blocks)), 1, writes=True))
-        unconditional = self._unconditional(schedule.computed(_UNCONDITIONAL, self.row, blocks))
+        context = self._split(self._branch(len(schedule.computed(CONTEXT, self.row, blocks)), 1, writes=True))
+        unconditional = self._unconditional(schedule.computed(UNCONDITIONAL, self.row, blocks))
         velocities = {}
         for chunk in (b for b in blocks if b in guidance):
             weights = guidance[chunk]
@@ -322,7 +318,7 @@ class _Call:
         tensors = self.tensors
         slots = [b - self.first for b in blocks]
         rows = [self.chunks + slot for slot in slots]
-        x = torch.cat([self._chunk(b) for b in blocks])
+        x = torch.cat([self.chunk(b) for b in blocks])
         alone = {"slice_point": 0, "range_num": 1, "denoising_range_num": 1, "fwd_extra_1st_chunk": False}
         output = self.model.forward(
             x,
@@ -355,7 +351,8 @@ class _Call:
         """The call's options for its first ``count`` chunks."""
         return self.options | {"denoising_range_num": count, "range_num": self.first + count}
 
-    def _chunk(self, block: int) -> torch.Tensor:
+    def chunk(self, block: int) -> torch.Tensor:
+        """Latents of one chunk [1, C, chunk_width, H, W]."""
         start = (block - self.first) * self.width
         return self.tensors["x"][:1, :, start : start + self.width]
 
@@ -363,12 +360,53 @@ class _Call:
         return {self.first + i: part for i, part in enumerate(output.split(self.width, dim=2))}
 
 
+class _Opening(_Call):
+    """The first call of a generation, which every policy computes in full: its answer, for when the policy is known."""
+
+    def answer(self) -> dict[int, torch.Tensor]:
+        """Computes the call, once."""
+        self._outputs = super().forward(Pass(self.plan.schedule.active(self.row), Context()))
+        return self._outputs
+
+    def forward(self, request: Pass) -> dict[int, torch.Tensor]:
+        """What `answer` computed."""
+        return self._outputs
+
+    def given_frames(self, second: _Call) -> int:
+        """Leading latent frames of the first chunk that the loop puts back after every step: they are given.
+
+        A video that is given in part of a chunk has no call of its own, and noise cannot be told from it. What is given
+        is the same in the second call as in the first; everything else has been moved by the first velocity.
+        """
+        block = self.plan.schedule.active(self.row)[0]
+        same = (self.chunk(block) == second.chunk(block)).transpose(0, 2).flatten(1).all(dim=1)
+        return 0 if same.all() else int(same.int().cumprod(dim=0).sum())
+
+
 @dataclass
 class _Generation:
-    """State of one generation; dropped with its last row, or with the ``inference_params`` that it belongs to."""
+    """State of one generation; dropped with its last row, or with the ``inference_params`` that it belongs to.
+
+    Attributes:
+        plan: The whole generation.
+        chunks_given: Whole chunks of a given video.
+        conditions: What the plan rests on and the loop looks up at every call.
+        changes: In what the model is no longer the one that was checked.
+        opening: The first call, from when it is answered until the second.
+        engine: From the second call on: only then the settings are known.
+    """
 
     plan: Plan
-    engine: Engine
+    chunks_given: int
+    conditions: dict[str, Any]
+    changes: list[str]
+    opening: _Opening | None = None
+    engine: Engine | None = None
+
+    @property
+    def row(self) -> int:
+        """The row that the next call is."""
+        return self.engine.row if self.engine else int(self.opening is not None)
 
 
 class Magi1Attachment(NotCopied):
@@ -406,7 +444,7 @@ class Magi1Attachment(NotCopied):
         self._model: Any = None
         self._promised: ModelState | None = None
         self._generations: WeakKeyDictionary[Any, _Generation] = WeakKeyDictionary()
-        self._check(_configs(pipe).engine_config)
+        self._refuse_unable(_configs(pipe).engine_config)
         if hasattr(pipe, "forward_dispatcher"):
             self._attach(pipe)
         else:
@@ -414,7 +452,7 @@ class Magi1Attachment(NotCopied):
                 raise AttachError("this pipeline is already accelerated by scope_runtime: close the other scope first")
             pipe._run = partial(self._run, pipe._run)
 
-    def _check(self, engine: Any) -> None:
+    def _refuse_unable(self, engine: Any) -> None:
         if engine.pp_size > 1:
             raise AttachError(
                 f"engine_config.pp_size is {engine.pp_size}: with pipeline parallelism only the last stage sees the "
@@ -453,11 +491,26 @@ class Magi1Attachment(NotCopied):
         Args:
             pipe: The model or pipeline.
             prefix_frames: Latent frames of a given video or image.
+
+        Raises:
+            AttachError: If guidance cannot be told.
         """
-        runtime = _configs(pipe).runtime_config
+        configs = _configs(pipe)
+        runtime = configs.runtime_config
         frames = runtime.num_frames // runtime.temporal_downsample_factor + prefix_frames
         chunks = -(-frames // runtime.chunk_width)
-        return _settings(pipe, runtime.num_steps, chunks, prefix_frames > 0, runtime.video_size_h, runtime.video_size_w)
+        return Settings(
+            height=_latent_size(runtime.video_size_h) * _PIXELS_PER_LATENT,
+            width=_latent_size(runtime.video_size_w) * _PIXELS_PER_LATENT,
+            num_frames=chunks * runtime.chunk_width * runtime.temporal_downsample_factor,
+            num_inference_steps=runtime.num_steps,
+            guidance_scale=float(runtime.cfg_number),
+            ar_step=runtime.num_steps // runtime.window_size,
+            causal_block_size=runtime.chunk_width,
+            dtype=str(configs.model_config.params_dtype).removeprefix("torch."),
+            scheduler=_scheduler(pipe),
+            prefix=prefix_frames > 0,
+        )
 
     # From the pipeline to its model.
 
@@ -484,6 +537,8 @@ class Magi1Attachment(NotCopied):
         if self._check_model is not None:
             self._check_model(model)
             self._promised = _state(model)
+        self._refuse_unable(model.engine_config)
+        refuse_other_guidance(model, model.forward_dispatcher, _times(model)[:-1])
         self._model = model
         model.forward_dispatcher = partial(self._answer, model.forward_dispatcher)
 
@@ -515,58 +570,98 @@ class Magi1Attachment(NotCopied):
             if not prefix_call and (options["slice_point"] > 0 or float(timestep[0, 0]) > 0):
                 # Attached in the middle of a generation: what it has done so far is not known.
                 return stock(**tensors, inference_params=inference_params, **options)
-            generation = self._begin(x, prefix, inference_params, options)
+            generation = self._begin(stock, x, prefix, inference_params, options)
             self._generations[inference_params] = generation
-        plan, engine = generation.plan, generation.engine
-        call = _Call(self._model, stock, plan, engine.row, tensors, inference_params, options)
+        plan, row = generation.plan, generation.row
+        kind = _Call if prefix_call or generation.opening or generation.engine else _Opening
+        call = kind(self._model, stock, plan, row, tensors, inference_params, options)
         if prefix_call:
             call.write_context(call.chunks)
             self.report.mark(x.device)
             return x
-        self._check_row(call)
-        outputs = engine.run(_GUIDED, call)
+        self._check_row(generation, call)
+        if isinstance(call, _Opening):
+            generation.opening = call
+            outputs = call.answer()
+            if plan.schedule.rows == 1:
+                self._open_engine(generation, call, call)
+        else:
+            if generation.opening is not None:
+                generation.engine = self._open_engine(generation, generation.opening, call)
+                generation.opening = None
+            assert generation.engine is not None
+            outputs = generation.engine.run(_GUIDED, call)
         velocity = torch.zeros_like(x)  # of the clean chunk in front nobody reads the velocity
         for chunk, output in outputs.items():
             start = (chunk - call.first) * call.width
             velocity[:, :, start : start + call.width] = output
         self.report.mark(x.device)
-        if engine.row == plan.schedule.rows:
+        if row + 1 == plan.schedule.rows:
             del self._generations[inference_params]
         return velocity
 
-    def _begin(self, x: torch.Tensor, prefix: int, inference_params: Any, options: dict[str, Any]) -> _Generation:
+    def _begin(
+        self,
+        stock: Callable[..., torch.Tensor],
+        x: torch.Tensor,
+        prefix: int,
+        inference_params: Any,
+        options: dict[str, Any],
+    ) -> _Generation:
+        """The state of a generation whose first call has come."""
         model = self._model
-        runtime, config = model.runtime_config, model.model_config
+        runtime, config, engine = model.runtime_config, model.model_config, model.engine_config
+        self._refuse_unable(engine)
+        refuse_other_guidance(model, stock, _times(model)[:-1])
         height, width = x.shape[3] // config.patch_size, x.shape[4] // config.patch_size
         tokens = options["chunk_width"] * height * width
         chunks = inference_params.max_sequence_length // tokens
-        plan = Plan.of(runtime, model.engine_config, options["num_steps"], chunks, prefix)
-        given = prefix > 0 or chunks * runtime.chunk_width * runtime.temporal_downsample_factor > _asked_frames(runtime)
-        height, width = x.shape[3] * _PIXELS_PER_LATENT, x.shape[4] * _PIXELS_PER_LATENT
-        settings = _settings(model, options["num_steps"], chunks, given, height, width)
+        if not engine.kv_offload:  # what is kept in host memory takes none of the device's
+            need = context_bytes(
+                layers=config.num_layers,
+                width=-(-config.num_query_groups // engine.cp_size) * config.kv_channels,  # ranks share the heads
+                tokens=tokens,
+                blocks=chunks,
+                branches=1,
+                batch=1,
+                itemsize=config.params_dtype.itemsize,
+            )
+            refuse_if_over(need, self._context)
+        self.report = Report.begin(x.device)
+        plan = Plan.of(runtime, engine, runtime.num_steps, chunks, prefix)
         changes = self._promised.differences(_state(model)) if self._promised else []
-        policy, note = self._policy_for(settings, changes)
+        return _Generation(plan, prefix, _looked_up(model), changes)
+
+    def _open_engine(self, generation: _Generation, opening: _Opening, second: _Call) -> Engine:
+        """Chooses the policy from the settings that the first two calls show, and makes up for the first row."""
+        model, plan = self._model, generation.plan
+        width = model.runtime_config.chunk_width
+        settings = self.settings(model, prefix_frames=generation.chunks_given * width + opening.given_frames(second))
+        x, options = opening.tensors["x"], opening.options
+        seen = {
+            "height": x.shape[3] * _PIXELS_PER_LATENT,
+            "width": x.shape[4] * _PIXELS_PER_LATENT,
+            "num_frames": plan.schedule.blocks * width * model.runtime_config.temporal_downsample_factor,
+            "num_inference_steps": options["num_steps"],
+            "causal_block_size": options["chunk_width"],
+        }
+        for name, value in seen.items():
+            if getattr(settings, name) != value:
+                raise _unknown_loop(
+                    f"this generation has {name} {value}, but by the model's configuration it should have "
+                    f"{getattr(settings, name)}"
+                )
+        policy, note = self._policy_for(settings, generation.changes)
         if policy is not None:
             _check_policy(policy, plan.schedule)
-        need = context_bytes(
-            layers=config.num_layers,
-            width=config.num_query_groups * config.kv_channels,
-            tokens=tokens,
-            blocks=chunks,
-            branches=1,
-            batch=1,
-            itemsize=config.params_dtype.itemsize,
-        )
-        refuse_if_over(need, self._context)
-        share = partial(_share, type(model).__module__) if model.engine_config.cp_size > 1 else None
-        self.report = Report.begin(x.device)
+        share = partial(_share, _package(model)) if model.engine_config.cp_size > 1 else None
         engine = Engine(plan.schedule, policy, observe=self._observe, recorder=self._recorder, share=share)
         engine.report.note = note
         self.report.windows.append(engine.report)
-        return _Generation(plan, engine)
+        engine.run(_GUIDED, opening)
+        return engine
 
-    @staticmethod
-    def _check_row(call: _Call) -> None:
+    def _check_row(self, generation: _Generation, call: _Call) -> None:
         """Makes sure that the loop does what the plan says: a plan that is not the loop's would spoil the video."""
         clean = int(call.options["fwd_extra_1st_chunk"])
         active = call.plan.schedule.active(call.row)
@@ -574,10 +669,16 @@ class Magi1Attachment(NotCopied):
         expected = [call.plan.times[call.row][chunk] for chunk in active]
         same = len(times) == len(active) and call.first + clean == active[0]
         if not same or any(abs(a - b) > _TIME_TOLERANCE for a, b in zip(times, expected, strict=True)):
-            raise ScopeError(
+            raise _unknown_loop(
                 f"call {call.row} of this generation has chunks from {call.first + clean} at t = {times}, but by its "
-                f"configuration it should have chunks from {active[0]} at t = {expected}: this version of MAGI-1's "
-                "loop is not one that scope_runtime knows, so run without it"
+                f"configuration it should have chunks from {active[0]} at t = {expected}"
+            )
+        now = _looked_up(self._model)
+        changed = [name for name, value in generation.conditions.items() if now.get(name) != value]
+        if changed:
+            raise ScopeError(
+                f"{changed[0]} was changed to {now.get(changed[0])} in the middle of a generation that began with "
+                f"{generation.conditions[changed[0]]}: change settings between generations"
             )
 
 
@@ -598,40 +699,74 @@ def _state(model: Any) -> ModelState:
     return ModelState.of(modules, _model_config(model), ((name, tensor, True) for name, tensor in tensors))
 
 
-def _asked_frames(runtime: Any) -> int:
-    """Frames of a video without prefix: whole chunks."""
-    latent = runtime.num_frames // runtime.temporal_downsample_factor
-    return -(-latent // runtime.chunk_width) * runtime.chunk_width * runtime.temporal_downsample_factor
+def _latent_size(pixels: int) -> int:
+    return pixels // _PIXELS_PER_LATENT
 
 
-def _settings(pipe: Any, num_steps: int, chunks: int, prefix: bool, height: int, width: int) -> Settings:
-    configs = _configs(pipe)
-    runtime, engine = configs.runtime_config, configs.engine_config
-    described = {
-        name: getattr(source, name)
-        for source, names in (
-            (
-                runtime,
-                ("cfg_t_range", "prev_chunk_scales", "text_scales", "noise2clean_kvrange", "clean_chunk_kvrange"),
-            ),
-            (runtime, ("clean_t",)),
-            (engine, ("shortcut_mode", "distill_nearly_clean_chunk_threshold")),
-        )
-        for name in names
+def _package(pipe: Any) -> str:
+    """The topmost package that a model or pipeline is from."""
+    return type(pipe).__module__.partition(".")[0]
+
+
+def _unknown_loop(found: str) -> ScopeError:
+    return ScopeError(f"{found}: this version of MAGI-1's loop is not one that scope_runtime knows, so run without it")
+
+
+def _looked_up(configs: Any) -> dict[str, Any]:
+    """What guidance and context follow from, as the official code looks it up at every call."""
+    runtime = configs.runtime_config
+    found = {
+        "cfg_number": runtime.cfg_number,
+        "cfg_t_range": list(runtime.cfg_t_range),
+        "prev_chunk_scales": list(runtime.prev_chunk_scales),
+        "text_scales": list(runtime.text_scales),
+        "noise2clean_kvrange": list(runtime.noise2clean_kvrange),
+        "clean_chunk_kvrange": runtime.clean_chunk_kvrange,
+        "clean_t": runtime.clean_t,
+        "distill_nearly_clean_chunk_threshold": configs.engine_config.distill_nearly_clean_chunk_threshold,
     }
-    grid = time_grid(num_steps, engine.shortcut_mode)
-    return Settings(
-        height=height,
-        width=width,
-        num_frames=chunks * runtime.chunk_width * runtime.temporal_downsample_factor,
-        num_inference_steps=num_steps,
-        guidance_scale=float(runtime.cfg_number),
-        ar_step=num_steps // runtime.window_size,
-        causal_block_size=runtime.chunk_width,
-        dtype=str(configs.model_config.params_dtype).removeprefix("torch."),
-        scheduler=Scheduler("MAGI-1", described, sigmas=tuple(1 - t for t in grid)),
-        prefix=prefix,
+    if runtime.cfg_number == 1:
+        found[PREVIOUS_CHUNKS_SCALE] = os.environ.get(PREVIOUS_CHUNKS_SCALE, _USUAL_PREVIOUS_CHUNKS_SCALE)
+    return found
+
+
+def _scheduler(pipe: Any) -> Scheduler:
+    """What noise levels, guidance, context and text conditioning follow from, environment variables included."""
+    configs = _configs(pipe)
+    found = _looked_up(configs) | {"shortcut_mode": configs.engine_config.shortcut_mode}
+    del found["cfg_number"]  # a setting of its own
+    usual: dict[str, Any] = {}
+    if PREVIOUS_CHUNKS_SCALE in found:
+        asked = (pipe, _stock_dispatcher(pipe)) if hasattr(pipe, "forward_dispatcher") else ()
+        found[PREVIOUS_CHUNKS_SCALE] = previous_chunks_scale(found[PREVIOUS_CHUNKS_SCALE], *asked)
+        usual[PREVIOUS_CHUNKS_SCALE] = float(_USUAL_PREVIOUS_CHUNKS_SCALE)
+    prompts: Any = sys.modules.get(f"{_package(pipe)}.pipeline.prompt_process")
+    if prompts is not None:
+        # PAD_HQ, PAD_DURATION and their like, as they are understood by the code itself.
+        tokens, negative = prompts.get_special_token_keys(), prompts.get_negative_special_token_keys() or []
+        found |= {"special_tokens": tokens, "negative_special_tokens": negative}
+        usual |= {"special_tokens": [], "negative_special_tokens": []}
+        if tokens or negative:
+            found["special_tokens_values"] = weights_digest(prompts.SPECIAL_TOKEN_DICT.items())
+    return Scheduler(
+        "MAGI-1",
+        config={name: value for name, value in found.items() if name not in usual or value != usual[name]},
+        defaults={name: value for name, value in usual.items() if found[name] == value},
+        sigmas=tuple(1 - t for t in _times(pipe)),
     )
+
+
+def _times(pipe: Any) -> list[float]:
+    """The values of t at every step of a generation, and at its end."""
+    configs = _configs(pipe)
+    return time_grid(configs.runtime_config.num_steps, configs.engine_config.shortcut_mode)
+
+
+def _stock_dispatcher(model: Any) -> Callable[..., torch.Tensor]:
+    """A model's own ``forward_dispatcher``, also while it is accelerated."""
+    found = model.forward_dispatcher
+    accelerated = isinstance(found, partial) and getattr(found.func, "__func__", None) is Magi1Attachment._answer
+    return found.args[0] if accelerated else found
 
 
 def _check_policy(policy: Policy, schedule: Schedule) -> None:

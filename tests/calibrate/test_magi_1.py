@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import sys
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
 import dashboard
 import studies
 from calibrate.errors import CalibrateError
+from calibrate.magi_1_checkout import Checkout, Magi1Footprint
 from calibrate.replay import Replay
 from calibrate.serve import STORAGE_VARIABLE
 from calibrate.store import Storage, Store
@@ -23,9 +27,9 @@ from calibrate.study_file import StudyFile
 from calibrate.target import Target
 from calibrate.trace import Trace, TraceRecorder
 from dashboard.page import INSIGHT, POLICY, STUDIES, TRADE_OFF
-from scope_runtime import MODULATED_INPUT, Policy, Profile, exact, run_policy
+from scope_runtime import MODULATED_INPUT, Policy, Profile, apply_scope, exact, run_policy
 from tests.calibrate.conftest import Workplace
-from tests.magi_1 import save_checkout
+from tests.magi_1 import CHECKOUT, needs_checkout, save_checkout, set_aside
 
 STUDY: dict[str, Any] = {
     "name": "magi",
@@ -43,13 +47,15 @@ STUDY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def forget_package() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "inference"]:
-        del sys.modules[name]
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """One process runs one checkout, but these tests have many."""
+    with set_aside():
+        yield
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Workplace]]:
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Workplace]:
     """Makes folders with the stand-in's checkout and a study that differs from `STUDY` as given."""
 
     def made(**changes: Any) -> Workplace:
@@ -57,17 +63,16 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Wor
         save_checkout(folder / "magi", cfg_number=int(changes.get("generation", STUDY["generation"])["guidance_scale"]))
         study = folder / "study.yaml"
         study.write_text(yaml.safe_dump(STUDY | changes))
-        forget_package()  # one process runs one checkout
         return Workplace(folder, study)
 
-    yield made
-    forget_package()
+    return made
 
 
 @pytest.fixture(scope="module")
 def finished(make: Callable[..., Workplace]) -> Workplace:
     workplace = make()
-    result = workplace.scope("run", "study.yaml")
+    with set_aside():
+        result = workplace.scope("run", "study.yaml")
     assert result.exit_code == 0, result.output
     return workplace
 
@@ -229,21 +234,224 @@ def test_studies_that_make_no_sense_are_refused(tmp_path: Path, part: str, chang
     assert sentence in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("part", "changes", "sentence"),
-    [
-        ("model", {"path": "elsewhere"}, "is no checkout of MAGI-1"),
-        ("model", {"config": "other.json"}, "model.config: "),
-        ("model", {"weights": "elsewhere"}, "model.weights: "),
-        ("model", {"torch_dtype": "bfloat16"}, "model.torch_dtype: is bfloat16, but config.json says float32"),
-        ("generation", {"causal_block_size": 3}, "generation.causal_block_size: is 3, but config.json says 2"),
-        ("generation", {"guidance_scale": 1.0}, "generation.guidance_scale: is 1.0, but config.json says 3"),
-        ("generation", {"num_inference_steps": 6, "ar_step": 3}, "must be a multiple of 4"),
-    ],
-)
-def test_models_that_do_not_fit_are_refused(finished: Workplace, part: str, changes: Any, sentence: str) -> None:
-    study = finished.folder / "refused.yaml"
-    study.write_text(yaml.safe_dump(STUDY | {part: STUDY[part] | changes}))
-    with pytest.raises(CalibrateError) as error:
-        load(Workplace(finished.folder, study))
-    assert sentence in str(error.value)
+def change_config(folder: Path, **changes: Any) -> None:
+    """Changes fields of a checkout's configuration; None removes one."""
+    path = folder / "magi" / "config.json"
+    parts = json.loads(path.read_text())
+    for name, value in changes.items():
+        (part,) = (part for part in parts.values() if name in part)
+        if value is None:
+            del part[name]
+        else:
+            part[name] = value
+    path.write_text(json.dumps(parts))
+
+
+def base(folder: Path) -> Path:
+    return folder / "magi" / "downloads" / "base" / "inference_weight"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def index(folder: Path) -> None:
+    (base(folder) / "model.safetensors.index.json").write_text('{"weight_map": {"phase": "model-1.safetensors"}}')
+
+
+FAULTS: dict[str, tuple[dict[str, Any], Callable[[Path], Any], str]] = {
+    "no checkout": (
+        {"model": {"path": "elsewhere"}}, lambda folder: None, "model.path: elsewhere is no checkout of MAGI-1",
+    ),
+    "no configuration": (
+        {"model": {"config": "other.json"}}, lambda folder: None, "model.config: magi/other.json is missing or damaged",
+    ),
+    "half a configuration": (
+        {}, lambda folder: truncate(folder / "magi" / "config.json"), "model.config: magi/config.json is missing or",
+    ),
+    "a configuration of something else": (
+        {}, lambda folder: (folder / "magi" / "config.json").write_text("[]"), "model.config: config.json: ",
+    ),
+    "a field is missing": (
+        {}, lambda folder: change_config(folder, chunk_width=None), "runtime_config.chunk_width: field required",
+    ),
+    "a field is no number": (
+        {}, lambda folder: change_config(folder, num_layers="many"), "model_config.num_layers: input should be",
+    ),
+    "a field that only the code asks for": (
+        {}, lambda folder: change_config(folder, hidden_size=None), "model_config.hidden_size: field required",
+    ),
+    "scales of another number": (
+        {}, lambda folder: change_config(folder, text_scales=[7.5]), "text_scales must have as many numbers",
+    ),
+    "no scale for noise": (
+        {}, lambda folder: change_config(folder, cfg_t_range=[0.1, 0.2, 0.3, 0.4, 0.5]),
+        "cfg_t_range must begin with 0 and ascend",
+    ),
+    "branches of a distilled model": (
+        {}, lambda folder: change_config(folder, distill=True), "runtime_config.cfg_number must be 1",
+    ),
+    "chunk width": (
+        {}, lambda folder: change_config(folder, chunk_width=6),
+        "generation.causal_block_size: is 2, but config.json says 6 (chunk_width); change one of the two.",
+    ),
+    "chunk width of one": (
+        {"generation": {"causal_block_size": 1}}, lambda folder: None,
+        "generation.causal_block_size: is 1, but config.json says 2 (chunk_width); change one of the two.",
+    ),
+    "guidance": (
+        {}, lambda folder: change_config(folder, cfg_number=1, distill=True),
+        "generation.guidance_scale: is 3.0, but config.json says 1 (cfg_number); change one of the two.",
+    ),
+    "data type": (
+        {"model": {"torch_dtype": "bfloat16"}}, lambda folder: None,
+        "model.torch_dtype: is bfloat16, but config.json says float32 (params_dtype); change one of the two.",
+    ),
+    "steps and context ranges": (
+        {"generation": {"num_inference_steps": 6, "ar_step": 3}}, lambda folder: None,
+        "generation.num_inference_steps: must be a multiple of 4, the number of context ranges",
+    ),
+    "steps and window": (
+        {"generation": {"ar_step": 5}}, lambda folder: None,
+        "generation.ar_step must be MAGI-1's num_steps / window_size and so divide num_inference_steps (16), not 5",
+    ),
+    "several processes": (
+        {}, lambda folder: change_config(folder, cp_size=2), "set engine_config.cp_size and pp_size to 1",
+    ),
+    "a backend for GPUs": (
+        {}, lambda folder: change_config(folder, distributed_backend="nccl"),
+        "model.device: is cpu, but config.json has distributed_backend nccl, which is for GPUs; set it to cuda.",
+    ),
+    "no GPU": ({"model": {"device": "cuda:7"}}, lambda folder: None, "model.device: this machine has no cuda:7"),
+    "no weights": (
+        {"model": {"weights": "elsewhere"}}, lambda folder: None, "which config.json names as load; download it",
+    ),
+    "no text encoder": (
+        {}, lambda folder: shutil.rmtree(folder / "magi" / "downloads" / "t5"),
+        "which config.json names as t5_pretrained; download it",
+    ),
+    "no file of weights": (
+        {}, lambda folder: (base(folder) / "model.safetensors").unlink(),
+        "model.weights: magi/downloads/base/inference_weight holds no weights (neither",
+    ),
+    "weights by another name": (
+        {}, lambda folder: (base(folder) / "model.safetensors").rename(base(folder) / "dit.safetensors"),
+        "holds no weights (neither model.safetensors nor model.safetensors.index.json); ",
+    ),
+    "truncated weights": (
+        {}, lambda folder: truncate(base(folder) / "model.safetensors"),
+        "model.weights: magi/downloads/base/inference_weight/model.safetensors is truncated; download it again.",
+    ),
+    "an index that is damaged": (
+        {}, lambda folder: (base(folder) / "model.safetensors.index.json").write_text("{}"),
+        "inference_weight/model.safetensors.index.json is damaged; download it again.",
+    ),
+    "half of the weights": ({}, index, "model-1.safetensors is missing; download it again."),
+    "a package that is not installed": (
+        {}, lambda folder: write(folder, "import flash_attn_of_nobody\nimport timm_of_nobody.models\n"),
+        "model.path: MAGI-1's code needs flash_attn_of_nobody, timm_of_nobody, which are not installed; ",
+    ),
+    "a package of another version": (
+        {}, lambda folder: write(folder, "from torch import cuda_of_tomorrow\n"),
+        "model.path: MAGI-1's code cannot be imported (ImportError: cannot import name 'cuda_of_tomorrow'",
+    ),
+    "code that a GPU is missing for": (
+        {}, lambda folder: write(folder, "raise RuntimeError('no NVIDIA driver')\n"),
+        "model.path: MAGI-1's code cannot be imported (RuntimeError: no NVIDIA driver); ",
+    ),
+}  # fmt: skip
+
+
+def write(folder: Path, line: str) -> None:
+    """Puts code in front of what a checkout imports."""
+    path = folder / "magi" / "inference" / "pipeline" / "prompt_process.py"
+    path.write_text(path.read_text().replace("import os\n", f"import os\n{line}"))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_doctor_and_run_say_the_same(make: Callable[..., Workplace], fault: str) -> None:
+    changes, spoil, sentence = FAULTS[fault]
+    workplace = make(**{part: STUDY[part] | fields for part, fields in changes.items()})
+    spoil(workplace.folder)
+    run = workplace.scope("run", "study.yaml")
+    assert run.exit_code == 2, run.output
+    (said,) = (line.removeprefix("Error: ") for line in run.output.splitlines() if line.startswith("Error: "))
+    assert sentence in said
+    doctor = workplace.scope("doctor", "study.yaml")
+    assert doctor.exit_code == 2
+    lines = [line for line in doctor.output.splitlines() if line.startswith(("failed", "Error: "))]
+    assert len(lines) == 1, "one fault, one reason"
+    assert lines[0].endswith(said)
+
+
+def test_a_checkout_that_only_runs_on_gpus_says_so(make: Callable[..., Workplace]) -> None:
+    """The official code says nothing when it finds none."""
+    workplace = make()
+    path = workplace.folder / "magi" / "inference" / "pipeline" / "pipeline.py"
+    path.write_text(path.read_text().replace('"""One process needs nothing."""', "assert torch.cuda.is_available()"))
+    if not torch.cuda.is_available():
+        with pytest.raises(CalibrateError, match=r"^model.device: this checkout's code runs on GPUs only; set it to"):
+            load(workplace)
+
+
+def test_weights_of_another_model_are_refused(make: Callable[..., Workplace]) -> None:
+    workplace = make()
+    save_file({"phase": torch.zeros(2, 2)}, base(workplace.folder) / "model.safetensors")
+    with pytest.raises(CalibrateError, match=r"^model.weights: .* cannot be loaded with config.json: .* belong"):
+        load(workplace)
+
+
+def test_progress_of_the_checkout_stays_off_the_screen(finished: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
+    target = load(finished)
+    capfd.readouterr()
+    target.denoise(StudyFile(finished.study).study.search_cases[0])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_other_package_of_its_name_hides_a_checkout(
+    finished: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The official package has no `__init__.py`: one that has comes first wherever on the path it is."""
+    (tmp_path / "inference").mkdir()
+    (tmp_path / "inference" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load(finished).package.__file__.startswith(str(finished.folder))
+    with set_aside():
+        importlib.import_module("inference")
+        with pytest.raises(CalibrateError, match=r"another package called inference is in the way .*__init__.py"):
+            load(finished)
+
+
+def test_the_environment_is_a_setting_of_the_study(
+    make: Callable[..., Workplace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The official run.sh puts tokens before every prompt."""
+    workplace = make(name="tokens", budget={"trials": 1}, search_cases=STUDY["search_cases"][:1])
+    monkeypatch.setenv("PAD_HQ", "1")
+    checks = json.loads(workplace.scope("doctor", "study.yaml", "--json").stdout)["checks"]
+    (code,) = (check for check in checks if check["name"] == "code")
+    assert code["figures"] == {"special_tokens": ["HQ_TOKEN"]}
+    run = workplace.scope("run", "study.yaml", "--min-psnr", "0")
+    assert run.exit_code == 0, run.output
+    profile = Profile.load(workplace.folder / "profiles" / "tokens.json")
+    with apply_scope(load(workplace).pipe, profile, on_mismatch="raise"):
+        pass
+    monkeypatch.delenv("PAD_HQ")
+    continued = workplace.scope("run", "study.yaml", "--min-psnr", "0")
+    assert continued.exit_code == 2
+    assert "was started with another value" in continued.output
+    verified = workplace.scope("verify", "profiles/tokens.json", "study.yaml")
+    assert verified.exit_code == 2
+    assert "special_tokens" in verified.output
+
+
+@needs_checkout
+@pytest.mark.parametrize("model", ["base", "distill"])
+def test_the_studies_fit_the_official_configurations(model: str) -> None:
+    study = StudyFile(Path(studies.__file__).parent / f"magi-1-4.5b-{model}.yaml").study
+    checkout = Checkout(Path(str(CHECKOUT)), study.model, study.generation)
+    assert checkout.config.engine.weights == "inference_weight" + ".distill" * (model == "distill")
+    footprint = Magi1Footprint.of_spec(Path(str(CHECKOUT)), study.model, study.generation)
+    assert (footprint.blocks, footprint.rows) == (4, 112)
+    assert footprint.context_bytes == 0, "kv_offload keeps it in host memory"
+    assert replace(footprint, offloaded=False).context_bytes == 2 * 34 * 8 * 128 * 24 * 45**2 * 2

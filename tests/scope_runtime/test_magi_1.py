@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,34 +24,43 @@ from scope_runtime import (
     ProfileMismatch,
     ScopeError,
     ScopeWarning,
-    Settings,
     apply_scope,
     exact,
     run_policy,
 )
-from scope_runtime.adapters.magi_1 import Magi1Attachment, Plan, _Call, time_grid
+from scope_runtime.adapters.magi_1 import Plan, _Call, _Opening, time_grid
 from scope_runtime.schedule import AXES
-from tests.magi_1 import STAND_IN, Magi, config_json, imported
+from tests.magi_1 import (
+    CHECKOUT,
+    STAND_IN,
+    TWICE,
+    Magi,
+    config_json,
+    counted,
+    imported,
+    needs_checkout,
+    profile_of,
+    psnr,
+)
 
 SHORT = {"num_steps": 32, "num_frames": 24}
 """Three chunks, 32 updates each."""
 GUIDANCE = {"three branches": {"cfg_number": 3}, "one branch": {"cfg_number": 1}}
 WINDOWS = {"window of four": {"window_size": 4}, "window of one": {"window_size": 1}}
 PREFIXES = {"text-to-video": 0, "image-to-video": 1, "video-to-video": 4}
-TWICE = Policy(warmup=2, max_skip=2)
 
 guidances = pytest.mark.parametrize("guidance", GUIDANCE.values(), ids=GUIDANCE.keys())
 windows = pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS.keys())
 prefixes = pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES.keys())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def package() -> Iterator[ModuleType]:
     with imported(STAND_IN) as found:
         yield found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def build(package: ModuleType) -> Any:
     """Makes models; a test that leaves one accelerated fails its neighbours, so each is made anew."""
     return lambda **changes: Magi.stand_in(package, **SHORT | changes)
@@ -60,26 +69,6 @@ def build(package: ModuleType) -> Any:
 @pytest.fixture
 def magi(build: Any) -> Magi:
     return build()
-
-
-def psnr(ours: torch.Tensor, stock: torch.Tensor) -> float:
-    return float(10 * torch.log10(stock.abs().max() ** 2 / ((ours - stock) ** 2).mean()))
-
-
-def counted(magi: Magi, **call: Any) -> tuple[torch.Tensor, int]:
-    """Latents, and how many chunks really went through the model, branches counted separately."""
-    forward, count = magi.model.forward, 0
-
-    def count_and_run(x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        nonlocal count
-        count += x.shape[0] * x.shape[2] // magi.model.runtime_config.chunk_width
-        return forward(x, *args, **options)
-
-    magi.model.forward = count_and_run
-    try:
-        return magi.latents(**call), count
-    finally:
-        del magi.model.forward
 
 
 @guidances
@@ -200,20 +189,27 @@ def test_the_content_indicator_is_what_the_first_block_works_with(
 def check_indicator(magi: Magi, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compares the indicator's tensors with the first block's own, for the first chunk (one is computed at a time)."""
     layer, measure = magi.model.videodit_blocks.layers[0], _Call.modulated_input
-    measured: list[torch.Tensor] = []
+    pending: list[torch.Tensor] = []
     normed: list[torch.Tensor] = []
     gates: list[torch.Tensor] = []
     by_row: list[tuple[torch.Tensor, torch.Tensor]] = []
 
+    def compare(measured: torch.Tensor, normed: list[torch.Tensor], gates: list[torch.Tensor]) -> None:
+        # Of three passes, the one that writes the context is the second.
+        used = 1 if len(normed) == 3 else 0
+        gate = gates[used].tanh().chunk(2, dim=-1)[0].flatten(0, 1)[0]
+        # A chunk that is nearly clean may come twice in one pass.
+        by_row.append((normed[used].flatten(0, 1)[: len(measured)] * gate, measured))
+
     def keep(call: _Call, blocks: tuple[int, ...]) -> dict[int, torch.Tensor]:
-        if measured:
-            # The passes of the row before: with three, the one that writes the context is the second.
-            used = 1 if len(normed) == 3 else 0
-            gate = gates[used].tanh().chunk(2, dim=-1)[0].flatten(0, 1)[0]
-            # A chunk that is nearly clean may come twice in one pass.
-            by_row.append((normed[used].flatten(0, 1)[: len(measured[-1])] * gate, measured[-1]))
+        if pending:
+            compare(pending.pop(), normed, gates)
+        computed = list(normed), list(gates)
         found = measure(call, blocks)
-        measured.append(found[blocks[0]])
+        if isinstance(call, _Opening):  # computed before it is measured
+            compare(found[blocks[0]], *computed)
+        else:
+            pending.append(found[blocks[0]])
         normed.clear()
         gates.clear()
         return found
@@ -230,6 +226,30 @@ def check_indicator(magi: Magi, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(by_row) >= magi.model.runtime_config.num_steps - 1
     for real, ours in by_row:
         torch.testing.assert_close(ours, real, rtol=1e-4, atol=1e-5)
+
+
+def check_twelve_steps(magi: Magi) -> None:
+    """Three of every four of sixteen steps: their noise levels, and how much each stands for, are not evenly spread."""
+    stock, stock_work = counted(magi)
+    with exact(magi.model) as scope:
+        ours, work = counted(magi)
+    assert stock.std() > 0.1
+    assert (scope.report.evaluations, scope.report.stock_evaluations) == (work, stock_work)
+    if magi.model.runtime_config.cfg_number == 1:
+        assert torch.equal(ours, stock)
+    else:
+        assert work < stock_work
+        assert (ours - stock).abs().max() <= 5e-5
+    with run_policy(magi.model, Policy(warmup=1, max_skip=2)) as scope:
+        skipped, skipped_work = counted(magi)
+    assert scope.report.evaluations == skipped_work < work
+    assert torch.isfinite(skipped).all()
+
+
+@guidances
+@pytest.mark.parametrize("mode", ["8,16,16", "16,16,8"])
+def test_twelve_steps(build: Any, guidance: Any, mode: str) -> None:
+    check_twelve_steps(build(num_steps=12, **guidance, shortcut_mode=mode))
 
 
 class TestPlans:
@@ -264,17 +284,8 @@ class TestPlans:
 
 
 class TestProfiles:
-    @staticmethod
-    def profile(magi: Magi) -> Profile:
-        figures = (
-            "speedup_evaluations", "speedup_denoise", "speedup_end_to_end", "psnr_db", "psnr_worst_prompt_db",
-            "psnr_worst_frame_db", "ssim", "n",
-        )  # fmt: skip
-        evidence = dict.fromkeys(figures, 1)
-        return Profile(TWICE, Settings.of(magi.model), ModelIdentity.of(magi.model), evidence)
-
     def test_calibrated_settings_run_the_policy(self, magi: Magi, tmp_path: Path) -> None:
-        self.profile(magi).save(tmp_path / "magi.json")
+        profile_of(magi).save(tmp_path / "magi.json")
         with warnings.catch_warnings(), apply_scope(magi.model, Profile.load(tmp_path / "magi.json")) as scope:
             warnings.simplefilter("error", ScopeWarning)
             magi.latents()
@@ -291,7 +302,7 @@ class TestProfiles:
         ],
     )
     def test_other_settings_run_exact(self, build: Any, field: str, changes: Any, prefix: int) -> None:
-        profile = self.profile(build())
+        profile = profile_of(build())
         magi = build(**changes)
         magi.model.engine_config.distill = False
         stock = magi.latents(prefix=prefix)
@@ -300,22 +311,8 @@ class TestProfiles:
         assert (ours - stock).abs().max() <= 5e-5
         assert field in scope.report.notes[0]
 
-    def test_settings_are_those_of_the_call(self, build: Any) -> None:
-        for prefix in (0, 1, 4):
-            magi = build()
-            seen: list[Settings] = []
-
-            def exactly(settings: Settings, changes: Any, seen: list[Settings] = seen) -> tuple[None, str]:
-                seen.append(settings)
-                return None, ""
-
-            attachment = Magi1Attachment(magi.model, exactly)
-            magi.latents(prefix=prefix)
-            attachment.detach()
-            assert seen == [Settings.of(magi.model, prefix_frames=prefix)]
-
     def test_another_model_is_refused(self, build: Any) -> None:
-        profile, other = self.profile(build()), build()
+        profile, other = profile_of(build()), build()
         with torch.no_grad():
             other.model.phase += 1
         with pytest.raises(ProfileMismatch, match="model.weights"):
@@ -323,7 +320,7 @@ class TestProfiles:
         assert "forward_dispatcher" not in vars(other.model)
 
     def test_a_model_changed_while_attached_runs_exact(self, magi: Magi) -> None:
-        profile = self.profile(magi)
+        profile = profile_of(magi)
         with apply_scope(magi.model, profile) as scope:
             magi.latents()
             assert scope.report.speedup_evaluations > 1.9
@@ -338,11 +335,9 @@ class TestProfiles:
         copy.deepcopy(magi.model)
 
     def test_a_pipeline_is_accelerated_while_it_runs(self, package: ModuleType, build: Any, tmp_path: Path) -> None:
-        import json
-
         (tmp_path / "config.json").write_text(json.dumps(config_json(**SHORT)))
         pipe = package.MagiPipeline(str(tmp_path / "config.json"))
-        profile, get_dit = self.profile(build()), package.get_dit
+        profile, get_dit = profile_of(build()), package.get_dit
         videos = {}
         for name in ("stock", "exact", "policy", "after"):
             scope = {"exact": lambda: exact(pipe), "policy": lambda: apply_scope(pipe, profile)}.get(name)
@@ -395,6 +390,26 @@ class TestAttaching:
         with pytest.raises(AttachError, match="kv_offload"):
             exact(magi.model, offload_context=True)
 
+    def test_context_is_what_one_rank_keeps_on_its_device(self, build: Any) -> None:
+        """Ranks share the heads, and what is kept in host memory takes none of the device's."""
+        magi = build(num_query_groups=2)
+        config, blocks, tokens = magi.model.model_config, 3, 2 * 2 * 2
+        whole = 2 * config.num_layers * 2 * config.kv_channels * tokens * blocks * 4
+        for limit, cp_size, offloaded, fits in (
+            (whole, 1, False, True),
+            (whole - 1, 1, False, False),
+            (whole // 2, 2, False, True),
+            (whole // 2 - 1, 2, False, False),
+            (0, 1, True, True),
+        ):
+            vars(magi.model.engine_config).update(cp_size=cp_size, kv_offload=offloaded)
+            with exact(magi.model, max_context_bytes=limit):
+                if fits:
+                    next(magi.chunks())
+                else:
+                    with pytest.raises(ContextTooLarge):
+                        next(magi.chunks())
+
     def test_an_exception_leaves_a_clean_model(self, magi: Magi) -> None:
         stock = magi.latents()
         with run_policy(magi.model, TWICE) as scope:
@@ -433,7 +448,7 @@ class TestAttaching:
         import inference.loop as loop
 
         times_of = loop.times_of
-        monkeypatch.setattr(loop, "times_of", lambda steps: times_of(steps) ** 1.01)
+        monkeypatch.setattr(loop, "times_of", lambda *mode: times_of(*mode) ** 1.01)
         with exact(magi.model), pytest.raises(ScopeError, match="call 1 of this generation"):
             magi.latents()
 
@@ -463,23 +478,66 @@ def test_one_rank_decides_for_all(tmp_path: Path) -> None:
     assert plans["False-0"] != plans["False-1"]
 
 
-CHECKOUT = os.environ.get("MAGI_1_PATH")
-needs_checkout = pytest.mark.skipif(
-    not CHECKOUT, reason="MAGI_1_PATH names no checkout of github.com/SandAI-org/MAGI-1: its own code was not run"
-)
-
-
 TINY = {"num_steps": 8, "num_frames": 32}
 TINY_DISTILLED = {"num_steps": 16, "num_frames": 32}
+
+
+SHARED = {"cp_ulysses": {"cfg_number": 3}, "cp_shuffle_overlap": {"cfg_number": 1}}
+"""Strategies of sharing a video, the second of which knows no batches and so no three branches."""
+
+
+def _official_rank(rank: int, folder: str, strategy: str) -> None:
+    """One of two processes that share one video, on the official code."""
+    from tests.magi_1_official import official, official_model
+
+    torch.set_num_threads(1)
+    own = Path(folder, str(rank))
+    own.mkdir()
+    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    with official(Path(str(CHECKOUT)), store, rank, 2) as package:
+        guidance = SHARED[strategy]
+        size = TINY if guidance["cfg_number"] == 3 else TINY_DISTILLED
+        magi = official_model(package, own, **size, **guidance, cp_size=2, cp_strategy=strategy)
+        stock, stock_work = counted(magi, prefix=3)
+        need = kept_context(magi)
+        with exact(magi.model, max_context_bytes=need) as scope:
+            ours, work = counted(magi, prefix=3)
+        assert (scope.report.evaluations, scope.report.stock_evaluations) == (work, stock_work)
+        with exact(magi.model, max_context_bytes=need - 1), pytest.raises(ContextTooLarge):
+            magi.latents(prefix=3)
+        policy = Policy(indicator=MODULATED_INPUT, warmup=1, max_skip=9, cache_threshold=0.5, predict_threshold=2.0)
+        with run_policy(magi.model, policy) as scope:
+            skipped = magi.latents(prefix=3)
+        assert torch.isfinite(skipped).all()
+        found = {"difference": float((ours - stock).abs().max()), "std": float(stock.std()), "work": work}
+        found |= {"stock_work": stock_work, "modes": scope.report.modes}
+        (own / "found.json").write_text(json.dumps(found))
+
+
+def kept_context(magi: Magi) -> int:
+    """Bytes of keys and values that a model of the official code really keeps in a generation."""
+    kept: list[Any] = []
+    forward = magi.model.forward
+
+    def keep(*args: Any, **options: Any) -> torch.Tensor:
+        if options["inference_params"] is not None:
+            kept[:] = [options["inference_params"]]
+        return forward(*args, **options)
+
+    magi.model.forward = keep
+    try:
+        magi.latents(prefix=3)
+    finally:
+        del magi.model.forward
+    return sum(t.numel() * t.element_size() for t in kept[0].key_value_memory_dict.values())
 
 
 @needs_checkout
 class TestOfficialCode:
     """On the unmodified code, with the smallest model that it can build."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def official(self) -> Iterator[ModuleType]:
-        pytest.importorskip("einops", reason="the official code needs einops")
         from tests.magi_1_official import official
 
         with official(Path(str(CHECKOUT))) as found:
@@ -513,6 +571,72 @@ class TestOfficialCode:
             f"\n{guidance} {window} prefix {prefix}: exact {work} of {stock_work} evaluations, off by "
             f"{difference:.1e}; policy {scope.report.speedup_evaluations:.2f}x, {psnr(skipped, stock):.1f} dB"
         )
+
+    @guidances
+    @pytest.mark.parametrize("mode", ["8,16,16", "16,16,8"])
+    def test_twelve_steps(self, official: ModuleType, tmp_path: Path, guidance: Any, mode: str) -> None:
+        from tests.magi_1_official import official_model
+
+        magi = official_model(official, tmp_path, num_steps=12, num_frames=32, **guidance, shortcut_mode=mode)
+        check_twelve_steps(magi)
+
+    def test_eight_bits(self, official: ModuleType, tmp_path: Path) -> None:
+        """With what flashinfer would do stood in for; three layers, of which only the middle one is quantised."""
+        from tests.magi_1_official import official_model
+
+        magi = official_model(
+            official, tmp_path, **TINY_DISTILLED, cfg_number=1, fp8_quant=True, num_layers=3,
+            params_dtype="torch.bfloat16",
+        )  # fmt: skip
+        assert {p.dtype for p in magi.model.parameters()} >= {torch.float8_e4m3fn, torch.bfloat16}
+        stock = magi.latents(prefix=3)
+        assert stock.std() > 0.1
+        with exact(magi.model):
+            assert torch.equal(magi.latents(prefix=3), stock)
+        profile = profile_of(magi, Policy(indicator=MODULATED_INPUT, warmup=1, max_skip=3, cache_threshold=0.2))
+        with apply_scope(magi.model, profile) as scope:
+            assert torch.isfinite(magi.latents()).all()
+        assert scope.report.speedup_evaluations > 1
+        middle = magi.model.videodit_blocks.layers[1].mlp.linear_fc1
+        middle.weight.data = (-middle.weight.data.float()).to(torch.float8_e4m3fn)
+        with pytest.raises(ProfileMismatch, match="model.weights"):
+            apply_scope(magi.model, profile)
+
+    @pytest.mark.parametrize("strategy", SHARED)
+    def test_two_processes_share_a_video(self, tmp_path: Path, strategy: str) -> None:
+        torch.multiprocessing.start_processes(
+            _official_rank, args=(str(tmp_path), strategy), nprocs=2, start_method="fork"
+        )
+        one, other = (json.loads((tmp_path / str(rank) / "found.json").read_text()) for rank in range(2))
+        assert one == other
+        assert one["std"] > 0.1
+        assert one["difference"] <= 5e-5
+        assert one["work"] < one["stock_work"] or SHARED[strategy]["cfg_number"] == 1
+        assert any("P" in row or "C" in row for row in one["modes"])
+
+    def test_context_is_what_the_model_keeps(self, official: ModuleType, tmp_path: Path) -> None:
+        from tests.magi_1_official import official_model
+
+        magi = official_model(official, tmp_path, **TINY)
+        need = kept_context(magi)
+        with exact(magi.model, max_context_bytes=need):
+            magi.latents(prefix=3)
+        with exact(magi.model, max_context_bytes=need - 1), pytest.raises(ContextTooLarge):
+            magi.latents(prefix=3)
+
+    def test_other_branches_are_refused(self, official: ModuleType, tmp_path: Path) -> None:
+        from tests.magi_1_official import official_model
+
+        magi = official_model(official, tmp_path, **TINY)
+        stock = magi.model.forward_3cfg
+
+        def doubled(*args: Any, **options: Any) -> Any:
+            text, *others = stock(*args, **options)
+            return (2 * text, *others)
+
+        magi.model.forward_3cfg = doubled
+        with pytest.raises(AttachError, match="forward_3cfg"):
+            exact(magi.model)
 
     @guidances
     def test_content_indicator(

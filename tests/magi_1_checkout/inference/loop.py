@@ -7,14 +7,30 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-
 from inference.model import InferenceParams
+from inference.pipeline.prompt_process import get_negative_special_token_keys, get_special_token_keys, with_tokens
+from tqdm import tqdm
+
+_SHORTCUTS = {"16,16,8": ((0, 1, 2), (1, 1, 2)), "8,16,16": ((0, 2, 3), (2, 1, 1))}
+"""Of every four steps the three that are made with 12 steps, and how many each stands for."""
 
 
-def times_of(num_steps: int) -> torch.Tensor:
+def times_of(num_steps: int, shortcut_mode: str = "8,16,16") -> torch.Tensor:
     """t from 0 (noise) to 1 (clean)."""
-    t = torch.linspace(0, 1, num_steps + 1) ** 2
+    t = torch.linspace(0, 1, num_steps + 1)
+    if num_steps == 12:
+        made, _ = _SHORTCUTS[shortcut_mode]
+        t = torch.tensor([(4 * k + m) / 16 for k in range(4) for m in made] + [1.0])
+    t = t**2
     return (1 / 3) * t / (1 + (1 / 3 - 1) * t)
+
+
+def intervals_of(num_steps: int, shortcut_mode: str) -> torch.Tensor:
+    """How many steps of the full grid each step stands for."""
+    if num_steps % 3:
+        return torch.ones(num_steps)
+    _, stands_for = _SHORTCUTS[shortcut_mode]
+    return torch.tensor(stands_for * (num_steps // 3))
 
 
 def generate_per_chunk(
@@ -36,6 +52,10 @@ def generate_per_chunk(
     null = model.y_embedder.null_caption_embedding.detach().expand(1, chunks, -1, -1)
     null_mask = torch.ones(1, chunks, null.shape[2])
     text, text_mask = caption_embs.repeat(1, chunks, 1, 1), emb_masks[:, None].repeat(1, chunks, 1)
+    text[:, prefix:], text_mask[:, prefix:] = with_tokens(
+        get_special_token_keys(), text[:, prefix:], text_mask[:, prefix:]
+    )
+    null, null_mask = with_tokens(get_negative_special_token_keys() or [], null, null_mask)
     text[:, :prefix], text_mask[:, :prefix] = null[:, :prefix], 0
     y, mask = torch.cat([text, null]), torch.cat([text_mask, null_mask])
 
@@ -43,9 +63,10 @@ def generate_per_chunk(
     x = torch.randn(1, config.in_channels, chunks * width, height, breadth).repeat(2, 1, 1, 1, 1)
     tokens = width * (height // config.patch_size) * (breadth // config.patch_size)
     inference_params = InferenceParams(1, chunks * tokens)
-    times, per_stage = times_of(steps), steps // window
+    shortcut = model.engine_config.shortcut_mode
+    times, intervals, per_stage = times_of(steps, shortcut), intervals_of(steps, shortcut), steps // window
     shared = {"inference_params": inference_params, "chunk_width": width, "num_steps": steps}
-    interval = torch.ones(())
+    bar = tqdm(total=chunks - prefix, desc="chunks")
 
     if prefix:
         reach = runtime.clean_chunk_kvrange
@@ -60,7 +81,7 @@ def generate_per_chunk(
             denoising_range_num=prefix,
             fwd_extra_1st_chunk=False,
             extract_prefix_video_feature=True,
-            distill_interval=interval,
+            distill_interval=intervals[0],
             **shared,
         )
     for stage in range(prefix, chunks + window - 1):
@@ -93,7 +114,7 @@ def generate_per_chunk(
                 fwd_extra_1st_chunk=extra,
                 distill_nearly_clean_chunk=float(t[int(extra)])
                 > model.engine_config.distill_nearly_clean_chunk_threshold,
-                distill_interval=interval,
+                distill_interval=intervals[i],
                 **shared,
             )
             step = (times[[k + 1 for k in index]] - times[index]).repeat_interleave(width)[:, None, None]
@@ -101,4 +122,6 @@ def generate_per_chunk(
             x[:, :, active] = inputs[:, :, extra * width :] + velocity[:, :, extra * width :] * step
         if stage - first == window - 1:
             kept = first * width if given == 1 else max(given, first * width)
+            bar.update()
             yield x[:1, :, kept : (first + 1) * width].clone()
+    bar.close()

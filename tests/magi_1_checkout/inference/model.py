@@ -1,8 +1,15 @@
-"""The analytic model, in the shapes and with the submodule names of the official one."""
+"""The model of a stand-in for MAGI-1's official package: the same call contract, shapes and names, none of its code.
+
+The model is analytic: its data are moving wave patterns with a little spread, and its velocity is the exact posterior
+mean of the flow for a mixture of them. Text and attention over the chunks before say which pattern is likely, so
+skipping, lost context and wrong guidance all show in what is generated. As in the official package there is no
+`__init__.py` in the topmost folder.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -234,11 +241,10 @@ class VideoDiTModel(nn.Module):
             **meta | alone,
         )
         config = self.runtime_config
-        edges = torch.tensor(config.cfg_t_range) - 1e-7
+        scales = [torch.tensor(s) for s in (config.cfg_t_range, config.prev_chunk_scales, config.text_scales)]
         guided = x[:1].clone()
         for i in range(count):
-            index = int(torch.searchsorted(edges, timestep[0, skipped + i])) - 1
-            previous, words = config.prev_chunk_scales[index], config.text_scales[index]
+            previous, words = self.get_cfg_scale(timestep[0, skipped + i], *scales)
             part = slice((skipped + i) * width, (skipped + i + 1) * width)
             guided[:, :, part] = (
                 (1 - previous) * unconditional[i : i + 1]
@@ -246,6 +252,13 @@ class VideoDiTModel(nn.Module):
                 + words * text[:, :, part]
             )
         return torch.cat([guided, guided])
+
+    def get_cfg_scale(
+        self, t: torch.Tensor, cfg_t_range: torch.Tensor, prev_chunk_scale_s: torch.Tensor, text_scale_s: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scales of earlier chunks and of the text at ``t``."""
+        index = int((cfg_t_range <= t + 1e-7).sum()) - 1
+        return prev_chunk_scale_s[index], text_scale_s[index]
 
     def _single(
         self,
@@ -277,7 +290,8 @@ class VideoDiTModel(nn.Module):
             )
             output, alone = output.split([count * width, width], dim=2)
             output = output.clone()
-            output[:, :, copied] = 0.7 * output[:, :, copied] + 0.3 * alone
+            share = float(os.environ.get("prev_chunks_scale", "0.7"))  # noqa: SIM112 - the official name
+            output[:, :, copied] = share * output[:, :, copied] + (1 - share) * alone
         else:
             output = self.forward(
                 inputs, levels, words, torch.tensor([False]), word_mask, kv_range, inference_params, **meta

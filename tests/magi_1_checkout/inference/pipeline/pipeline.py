@@ -8,10 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-
 from inference.loop import generate_per_chunk
 from inference.model import VideoDiTModel
+from safetensors.torch import load_file
 
 _PIXELS, _FRAMES = 8, 4
 
