@@ -213,7 +213,7 @@ def test_what_a_database_holds_is_neither_markup_nor_control_of_the_terminal(
         "storage": told, "margin_db": 1.0, "set_apart": {"candidates": 0, "psnr_db": None},
     }  # fmt: skip
     monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr("calibrate.workflow.status", lambda session: state)
+    monkeypatch.setattr("calibrate.overview.status", lambda session: state)
     workplace = make_workplace()
     Storage(f"sqlite:///{workplace.folder}/runs/tiny.db").close()
     result = workplace.scope("status", "study.yaml")
