@@ -142,7 +142,8 @@ def test_a_list_takes_no_more_memory_for_more_generations(
         rows = [
             {
                 "study_id": store.study.id, "environment_id": environment, "kind": "held_out_scope",
-                "prompt": "p" * 1000, "prompt_digest": "p", "seed": 0, "policy_digest": "p", "settings": {}, "state": "complete",
+                "prompt": "p" * 1000, "prompt_digest": "p", "seed": 0, "policy_digest": "p",
+                "settings": {}, "state": "complete",
                 "started": now, "finished": now,
             }
         ] * (300, 2000)[number]  # fmt: skip
