@@ -650,7 +650,9 @@ def _explain(error: ValidationError) -> str:
     if problem["type"] == "string_unicode":
         message = _not_to_be_kept(given) or message
     prefix = f"{field}: " if field else ""
-    told = f", not {shown(given)}" if isinstance(given, (str, int, float, type(None))) else ""
+    # What is wrong with a URL may be its password.
+    tellable = isinstance(given, (str, int, float, type(None))) and "storage" not in problem["loc"]
+    told = f", not {without_secrets(shown(given))}" if tellable else ""
     # To YAML, no and on are booleans and 12:30 is a number.
     mend = "; put it in quotes" if problem["type"] == "string_type" and isinstance(given, (int, float)) else ""
     return f"{prefix}{message[0].lower()}{message[1:]}{told}{mend}."

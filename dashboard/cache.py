@@ -10,9 +10,9 @@ import streamlit as st
 
 from calibrate.errors import CalibrateError
 from calibrate.serve import CACHES_VARIABLE, STORAGE_VARIABLE
-from calibrate.store import Storage, browse
+from calibrate.store import Storage, browse, database_file
 from dashboard import insight
-from dashboard.data import StudyData, explained, load_study
+from dashboard.data import StudyData, load_study
 
 
 @st.cache_resource(max_entries=4)
@@ -39,33 +39,30 @@ def clip_folders(opened: Storage) -> list[Path]:
     A study's own record says where its cache is, and a record may come from anyone: it counts within these folders
     alone, that of an SQLite file, the default `runs/`, and those that the command named.
     """
-    beside = [Path(str(opened.url.database)).parent] if opened.url.get_backend_name() == "sqlite" else []
+    file = database_file(opened.url)
+    beside = [file.parent] if file else []
     given = os.environ.get(CACHES_VARIABLE, "")
     return [*beside, Path("runs"), *(Path(folder) for folder in given.split(os.pathsep) if folder)]
 
 
 def pulse(opened: Storage) -> tuple[Any, ...]:
-    """See `browse.pulse`; failures of the database as `CalibrateError`."""
-    with explained(opened):
-        return browse.pulse(opened)
+    """See `browse.pulse`."""
+    return browse.pulse(opened)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the database ...")
 def overviews(_storage: Storage, url: str, heartbeat: tuple[Any, ...]) -> list[browse.Overview]:
     """All studies, under one pulse."""
-    with explained(_storage):
-        return browse.overviews(_storage)
+    return browse.overviews(_storage)
 
 
 @st.cache_resource(max_entries=8, show_spinner="Reading the study ...")
 def study(_storage: Storage, url: str, name: str, heartbeat: tuple[Any, ...]) -> StudyData:
     """One study, under one pulse."""
-    with explained(_storage):
-        return load_study(_storage, name)
+    return load_study(_storage, name)
 
 
 @st.cache_resource(max_entries=2, show_spinner="Reading the search's parameters ...")
 def parameters(_storage: Storage, url: str, name: str, heartbeat: tuple[Any, ...]) -> insight.Parameters:
     """What was searched, under one pulse."""
-    with explained(_storage):
-        return browse.parameters(_storage, name)
+    return browse.parameters(_storage, name)

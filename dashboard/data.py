@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import sqlalchemy.exc
 
 from calibrate.errors import CalibrateError
 from calibrate.quality import METRIC_VERSION, metric_version, psnr_meaning
@@ -160,15 +158,6 @@ def best_point(points: pd.DataFrame, floors: Floors, speed: str) -> int | None:
         return None
     ranked = holding.sort_values([speed, "psnr_worst_prompt_db"], ascending=False)
     return int(ranked["trial"].iloc[0])
-
-
-@contextmanager
-def explained(storage: Storage) -> Iterator[None]:
-    """Raises `CalibrateError` in place of whatever the database reports."""
-    try:
-        yield
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        raise CalibrateError(storage.explain(error)) from error
 
 
 def _points(results: Sequence[Result], estimates: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 import sqlalchemy.exc
 from sqlalchemy import URL, make_url
@@ -15,13 +15,9 @@ _FORMS = "sqlite:///runs/study.db or postgresql+psycopg://user@host/database"
 _ENCODE = "percent-encode the password (@ is %40, / is %2F) or leave it out and use PGPASSWORD or ~/.pgpass"
 # Parts of a query that are shown; every other one may be a secret.
 _SHOWN = {"application_name", "connect_timeout", "host", "mode", "port", "sslmode", "target_session_attrs", "timeout"}
-# Parts of a query in which @ belongs to the value.
-_FREE = {"options", "passfile", "password", "sslpassword", "user"}
 # What may be said about an SQLite file; everything else would change which file it is, or how it is locked.
 _SQLITE_QUERY = {"mode", "timeout"}
 _MODES = ("ro", "rw", "rwc")
-# Where SQLAlchemy takes the user and the password to end.
-_AFTER_USER = re.compile(r"^[^:]*://(?:[^:/]*(?::[^@]*)?@)?(?P<rest>.*)$", re.DOTALL)
 
 _BARE_PATH = re.compile(r"^[\w./-]+\.(db|sqlite3?)$")
 # The kinds of URL that are known, and the driver that each is opened with.
@@ -101,12 +97,10 @@ def has_secrets(url: str) -> bool:
 
 
 def _refuse_unencoded(url: str) -> None:
-    """Refuses an @ behind the user and the password: it is the rest of a password, and would be taken for the host."""
-    found = _AFTER_USER.match(url)
-    place, _, query = found["rest"].partition("?") if found else ("", "", "")
-    pairs = parse_qsl(query, keep_blank_values=True)
-    if "@" in place or any("@" in name or ("@" in value and name not in _FREE) for name, value in pairs):
-        raise CalibrateError(f"storage: the URL holds an @ that belongs to no user name; {_ENCODE}.")
+    """Refuses an @ in a user, a password or a query: what follows it would be taken for the host, and be shown."""
+    before_query, _, query = url.partition("?")
+    if before_query.count("@") > 1 or "@" in query:
+        raise CalibrateError(f"storage: the URL holds an @ besides the one before the host; {_ENCODE}.")
 
 
 def _plain_sqlite(url: URL) -> URL:

@@ -14,7 +14,6 @@ from calibrate.quality import METRICS, metric_version, psnr_meaning
 from calibrate.results import Result
 from calibrate.store import Generation, ProfileRecord, browse
 from dashboard import cache, clips
-from dashboard.data import explained
 from dashboard.page import Page, select_trial, tiles
 from dashboard.plots.mode_map import mode_map
 from dashboard.plots.trial import block_quality, frame_quality, prediction_errors, time_spent
@@ -41,8 +40,7 @@ def show(page: Page) -> None:
         st.info("Nothing is selected: no policy of this study has been measured yet.")
         return
     _header(page, result)
-    with explained(page.storage):
-        measured = browse.measurements(page.storage, page.data.record.id, result.policy, result.metric_version)
+    measured = browse.measurements(page.storage, page.data.record.id, result.policy, result.metric_version)
     if not measured:
         st.info("The generations of this policy are no longer in the database.")
         return

@@ -77,7 +77,7 @@ def _fill(store: Store, trials: int) -> None:
             speed = float(1 + 4 * chance.random())
             result = {
                 "trial": number, "policy": policy, "speedup_evaluations": speed, "speedup_denoise": speed,
-                "figures": {"psnr_db": metrics["psnr_db"], "psnr_worst_prompt_db": metrics["psnr_db"]},
+                "figures": metrics | {"psnr_worst_prompt_db": metrics["psnr_db"]},
                 "cases": _CASES, "stopped": None, "metric_version": METRIC_VERSION,
             }  # fmt: skip
             trial_id = number + 1

@@ -12,7 +12,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import sqlalchemy.exc
 from sqlalchemy import create_engine, text
 from typer.testing import Result
 
@@ -213,7 +212,7 @@ def test_what_a_database_holds_is_neither_markup_nor_control_of_the_terminal(
         "storage": told, "margin_db": 1.0, "set_apart": {"candidates": 0, "psnr_db": None},
     }  # fmt: skip
     monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr("calibrate.workflow.status", lambda session: state)
+    monkeypatch.setattr("calibrate.overview.status", lambda session: state)
     workplace = make_workplace()
     Storage(f"sqlite:///{workplace.folder}/runs/tiny.db").close()
     result = workplace.scope("status", "study.yaml")
@@ -450,18 +449,6 @@ def test_ctrl_c_says_how_to_continue(make_workplace: Make, monkeypatch: pytest.M
     assert workplace.scope("run", "study.yaml").exit_code == 0
     status = json.loads(workplace.scope("status", "study.yaml", "--json").stdout)
     assert status["candidates"] == 3
-
-
-def test_a_database_that_goes_away_is_one_sentence(make_workplace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(*_: Any) -> None:
-        raise sqlalchemy.exc.OperationalError("SELECT", {}, OSError("hunter2"))
-
-    workplace = make_workplace(name="gone")
-    monkeypatch.setattr(Search, "_measure", gone)
-    result = workplace.scope("run", "study.yaml")
-    assert result.exit_code == 2
-    assert "storage: the database cannot be reached" in result.stderr
-    assert "hunter2" not in result.stderr
 
 
 def test_goals_take_the_place_of_floors_and_say_how_close_the_search_came(finished: Workplace) -> None:

@@ -26,6 +26,8 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 
 from calibrate.claims import Worker
 from calibrate.errors import CalibrateError
+from calibrate.results import Result
+from calibrate.search import Search
 from calibrate.store import Generation, Heartbeat, Storage, Store
 from calibrate.store import storage as storage_module
 from calibrate.store.failure import DatabaseFailed
@@ -340,6 +342,24 @@ class TestLostServers:
         assert time.monotonic() - start < 4
         assert len(told) == 1
         storage.close()
+
+    def test_a_server_that_goes_away_in_the_midst_of_a_trial_ends_the_run_in_one_sentence(
+        self, make_workplace: Make, server: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        workplace = make_workplace(name="gone", storage=_url(server), budget={"trials": 2})
+        monkeypatch.setitem(Storage.__init__.__kwdefaults__, "wait_seconds", 2)
+        measure = Search._measure
+
+        def lose(search: Search, *arguments: Any) -> Result:
+            _crash(server)
+            return measure(search, *arguments)
+
+        with monkeypatch.context() as context:
+            context.setattr(Search, "_measure", lose)
+            assert "the database cannot be reached" in _one_sentence(workplace, "worker", "study.yaml")
+        server.start()
+        result = workplace.scope("worker", "study.yaml")
+        assert result.exit_code == 0, result.output
 
     def test_nobody_is_taken_for_dead_for_silence_that_all_shared(self, server: Any) -> None:
         storage = Storage(_url(server), told=lambda _line: None)

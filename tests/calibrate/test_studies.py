@@ -5,16 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, insert, text
 
+from calibrate import listing
 from calibrate.claims import Worker
-from calibrate.store import Heartbeat, Storage, Store
+from calibrate.listing import FORMATS
+from calibrate.store import Generation, Heartbeat, Storage, Store
 from tests.calibrate.conftest import Workplace
 
 Make = Callable[..., Workplace]
@@ -97,6 +105,57 @@ def test_generations_are_listed_as_csv_and_json(finished: Workplace) -> None:
     assert finished.scope("generations", "study.yaml", "--output", "all.csv").exit_code == 0
     assert (finished.folder / "all.csv").read_text().count("\n") >= 21
     assert finished.scope("generations", "study.yaml", "--format", "xml").exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["status", "front", "compare", "generations", "rename"])
+def test_whoever_only_looks_does_not_wait_for_torch(make_workplace: Make, finished: Workplace, command: str) -> None:
+    """Seconds of a command on a small study are those of what it loads."""
+    program = (
+        "import sys\n"
+        "from calibrate.cli import app\n"
+        "try:\n"
+        "    app()\n"
+        "finally:\n"
+        "    print([name for name in ('torch', 'optuna', 'diffusers', 'scipy', 'cv2') if name in sys.modules])\n"
+    )
+    further = {"compare": ["study.yaml"], "rename": ["a name that is not allowed"]}.get(command, [])
+    done = subprocess.run(
+        [sys.executable, "-c", program, command, "study.yaml", *further],
+        cwd=finished.folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == (2 if command == "rename" else 0), done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_list_takes_no_more_memory_for_more_generations(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr(listing, "_ROWS_AT_ONCE", 50)
+    store = Store.open_study(storage, name="s", yaml_text="", fixed_parts={}, settings={}, model={})
+    now, environment = datetime.now(UTC), store.environment({}, {})
+    peaks = []
+    for number in range(2):
+        rows = [
+            {
+                "study_id": store.study.id, "environment_id": environment, "kind": "held_out_scope",
+                "prompt": "p" * 1000, "prompt_digest": "p", "seed": 0, "policy_digest": "p",
+                "settings": {}, "state": "complete",
+                "started": now, "finished": now,
+            }
+        ] * (300, 2000)[number]  # fmt: skip
+        storage.transaction(lambda session, rows=rows: session.execute(insert(Generation), rows))
+        # What is made once stays out of the count.
+        assert sum(1 for _ in listing.render(store, form)) == (form == "csv") + (300, 2300)[number]
+        tracemalloc.start()
+        for _ in listing.render(store, form):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]
 
 
 @contextmanager

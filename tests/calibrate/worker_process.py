@@ -6,13 +6,14 @@ import os
 import sys
 from pathlib import Path
 
-import calibrate.workflow
+from calibrate import workflow
 from calibrate.progress import Narrator
+from calibrate.session import open_session
 
 
 def work(folder: str) -> None:
     """`scope-calibrate worker study.yaml` in a folder, with what it says in a file of its own."""
     os.chdir(folder)
     sys.stderr = Path(f"worker-{os.getpid()}.log").open("w", buffering=1)  # noqa: SIM115 (for the whole process)
-    with Narrator() as narrator, calibrate.workflow.open_session(Path("study.yaml"), narrator, create=True) as session:
-        calibrate.workflow.work(session)
+    with Narrator() as narrator, open_session(Path("study.yaml"), narrator, create=True) as session:
+        workflow.work(session)
