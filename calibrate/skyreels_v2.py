@@ -17,7 +17,7 @@ from calibrate.quality import Frames
 from calibrate.study_file import Case, Generation, ModelSpec
 from calibrate.target import Target, Watch, first_line
 from calibrate.trace import TraceSize
-from calibrate.windows import windows_of
+from calibrate.windows import block_ends, windows_of
 from scope_runtime import Settings
 
 _WARM_UP_STEPS = 3
@@ -70,27 +70,7 @@ class SkyReelsV2Target(Target):
         return TraceSize.of(self.generation, channels, pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal)
 
     def _block_ends(self) -> Sequence[int]:
-        """Of every window, the blocks that it adds to the clip."""
-        generation, step = self.generation, self.pipe.vae_scale_factor_temporal
-        block = generation.causal_block_size
-
-        def latent_frames(frames: int) -> int:
-            return (frames - 1) // step + 1
-
-        whole = latent_frames(generation.num_frames)
-        overlap = None if generation.overlap_history is None else latent_frames(generation.overlap_history)
-        window = whole if overlap is None else min(whole, latent_frames(generation.base_num_frames))
-        ends: list[int] = []
-        done = 0
-        while done < whole:
-            # A later window begins with what the one before it has made of the same frames.
-            known = overlap if done and overlap is not None else 0
-            made = min(known + whole - done, window)
-            inner = range(known // block * block + block, made, block)
-            ends += [done - known + end for end in (*inner, made)]
-            done += made - known
-        # The first latent frame is one frame, every other is `step` of them.
-        return [(end - 1) * step + 1 for end in ends]
+        return block_ends(self.generation, self.pipe.vae_scale_factor_temporal)
 
     def _encode(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings of the prompt and of the negative prompt (None without guidance)."""

@@ -31,6 +31,23 @@ def windows_of(generation: Generation, per_latent_frame: int) -> tuple[int, ...]
     return window_lengths(frames, base, overlap)
 
 
+def block_ends(generation: Generation, per_latent_frame: int) -> list[int]:
+    """The frame after each block's last, block by block, in the decoded clip of a generation.
+
+    Of a later window only the part that it adds counts; its beginning is what the one before it has made.
+
+    Args:
+        generation: A study's settings.
+        per_latent_frame: Frames that the VAE makes one latent frame of; of the first one it makes one frame.
+    """
+    block, overlap = generation.causal_block_size, _latent(generation, per_latent_frame)[2] or 0
+    ends: list[int] = []
+    for length in windows_of(generation, per_latent_frame):
+        start, known = (ends[-1] - overlap, overlap) if ends else (0, 0)
+        ends += [start + end for end in range(block, length + 1, block) if end > known]
+    return [(end - 1) * per_latent_frame + 1 for end in ends]
+
+
 def _latent(generation: Generation, per_latent_frame: int) -> tuple[int, int, int | None]:
     """Latent frames of the video, of a window and of the overlap, as the pipeline computes them."""
     overlap = generation.overlap_history

@@ -67,7 +67,7 @@ def write_hostile(folder: Path) -> str:
     for result in results.values():
         data = profile_of(result["policy"]).to_dict()
         data["evidence"]["missed_floors"] = {MARKUP: 1.0}
-        data["settings"]["scheduler"] = MARKUP
+        data["settings"]["scheduler"]["name"] = MARKUP
         store.add_profile(result["trial"], "fastest", f"/etc/{MARKUP}.json", data)
     storage.close()
     return url
