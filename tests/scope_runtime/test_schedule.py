@@ -1,0 +1,89 @@
+"""The plan of a window: phases, levels, steps and what guidance branches cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from scope_runtime import Phase, Schedule
+
+# Two blocks of three steps, the second two rows behind: block 0 is complete from row 3 on.
+INDEX = [[1, 0], [2, 0], [3, 1], [4, 2], [4, 3]]
+UPDATE = [[True, False], [True, False], [True, True], [False, True], [False, True]]
+LEVELS = [1.0, 0.75, 0.5]
+SCHEDULE = Schedule.from_step_index(INDEX, UPDATE, LEVELS, 5)
+
+
+def test_levels_and_phases_come_from_the_step_counters() -> None:
+    assert SCHEDULE.sigma == ((1.0, 1.0), (0.75, 1.0), (0.5, 1.0), (0.0, 0.75), (0.0, 0.5))
+    waiting, active, complete = Phase.WAITING, Phase.ACTIVE, Phase.COMPLETE
+    assert SCHEDULE.phase == (
+        (active, waiting), (active, waiting), (active, active), (complete, active), (complete, active),
+    )  # fmt: skip
+    assert (SCHEDULE.rows, SCHEDULE.blocks, SCHEDULE.block_frames, SCHEDULE.causal) == (5, 2, 5, True)
+    assert [SCHEDULE.active(row) for row in range(5)] == [(0,), (0,), (0, 1), (1,), (1,)]
+    assert [SCHEDULE.complete(row) for row in range(5)] == [(), (), (), (0,), (0,)]
+
+
+def test_a_block_that_has_not_started_stands_at_pure_noise_wherever_the_levels_begin() -> None:
+    late = Schedule.from_step_index([[0, 1]], [[False, True]], [0.9], 5, causal=False)
+    assert late.sigma == ((1.0, 0.9),)
+    assert not late.causal
+
+
+def test_a_schedule_without_rows_has_no_blocks() -> None:
+    assert (Schedule((), (), 5).rows, Schedule((), (), 5).blocks) == (0, 0)
+
+
+@pytest.mark.parametrize(("index", "update"), [([[1], [2]], [[True]]), ([[1, 1]], [[True]])])
+def test_counters_and_updates_of_different_shapes_are_refused(index: list[list[int]], update: list[list[bool]]) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        Schedule.from_step_index(index, update, LEVELS, 5)
+
+
+def test_steps_are_the_blocks_own() -> None:
+    assert [SCHEDULE.step(row, 1) for row in (2, 3, 4)] == [0, 1, 2]
+    assert [SCHEDULE.steps_left(row, 1) for row in (2, 3, 4)] == [2, 1, 0]
+    assert [SCHEDULE.noise_levels(row, 1) for row in (2, 3, 4)] == [None, (1.0, 0.75), (0.75, 0.5)]
+
+
+def test_a_step_goes_to_the_blocks_next_level_and_the_last_one_to_zero() -> None:
+    levels = [1.0, 0.75, 0.625]  # every step has a size of its own
+    schedule = Schedule.from_step_index(INDEX, UPDATE, levels, 5)
+    assert [schedule.step_size(row, 0) for row in (0, 1, 2)] == [0.25, 0.125, 0.625]
+    assert [schedule.step_size(row, 1) for row in (2, 3, 4)] == [0.25, 0.125, 0.625]
+
+
+def test_a_step_that_renoises_has_a_size_too() -> None:
+    rising = Schedule(((0.5,), (0.75,)), ((Phase.ACTIVE,), (Phase.ACTIVE,)), 5)
+    assert rising.step_size(0, 0) == 0.25
+
+
+# One row of four blocks under two guidance branches.
+BRANCHED = Schedule(((1.0,) * 4,), ((Phase.ACTIVE,) * 4,), 5, branches=(("aNa.",), ("a.aN",)))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "first", "second"),
+    [
+        ((0, 1, 2, 3), (0, 1), (0, 2, 3)),
+        ((0, 1), (0, 1), ()),
+        ((1,), (1,), ()),
+        ((0, 2), (), ()),  # computed along with nothing
+        ((2, 3), (), (2, 3)),
+        ((), (), ()),
+    ],
+)
+def test_a_branch_computes_along_only_what_a_needed_block_follows(
+    blocks: tuple[int, ...], first: tuple[int, ...], second: tuple[int, ...]
+) -> None:
+    assert BRANCHED.computed(0, 0, blocks) == first
+    assert BRANCHED.computed(1, 0, blocks) == second
+    assert BRANCHED.evaluations(0, blocks) == len(first) + len(second)
+
+
+def test_without_branches_every_block_asked_for_is_one_evaluation() -> None:
+    assert SCHEDULE.evaluations(2, (0, 1)) == 2
+    assert SCHEDULE.stock_evaluations(0) == 2
+    assert replace(SCHEDULE, stock=(1, 1, 2, 3, 4)).stock_evaluations(3) == 3
