@@ -374,7 +374,7 @@ class TestGuard:
 
     @staticmethod
     def falling(policy: dict[str, Any]) -> Engine:
-        """Outputs 8, 7, ... at noise levels that fall by an eighth: predicting k rows on moves by k out of the newest."""
+        """Outputs 8, 7, ... while the noise level falls by eighths: a prediction k rows on moves by k."""
         engine = Engine(one_block(), Policy(warmup=2, max_skip=9, **policy))
         run(engine, Fake(output=lambda row, block: torch.full((4,), 8.0 - row)))
         return engine
