@@ -49,6 +49,13 @@ def test_the_need_is_the_one_published_for_the_real_models() -> None:
     assert context_bytes(layers=40, width=5120, **common) / 2**30 == pytest.approx(62.3, abs=0.1)
 
 
+def test_every_factor_of_the_need_is_one() -> None:
+    ones = dict.fromkeys(("layers", "width", "tokens", "blocks", "branches", "batch", "itemsize"), 1)
+    assert context_bytes(**ones) == 2
+    for name in ones:
+        assert context_bytes(**{**ones, name: 3}) == 6
+
+
 def test_the_foretold_need_is_what_is_really_held(pipe: Any) -> None:
     with exact(pipe) as scope:
         latents(pipe)

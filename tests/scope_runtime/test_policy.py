@@ -215,6 +215,9 @@ def test_distrusted_history_is_recomputed_and_counted() -> None:
         ("tail", True),
         ("max_step_ratio", -1),
         ("magnitude_bound", math.nan),
+        ("magnitude_bound", -1),
+        ("error_growth", -1),
+        ("predict_threshold", -1),
     ],
 )
 def test_a_bad_value_is_refused_by_name(field: str, value: Any) -> None:
