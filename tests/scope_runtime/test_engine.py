@@ -105,6 +105,22 @@ class TestExact:
         assert engine.report.evaluations == 2 * sum(len(request.blocks) for request in models[0].passes)
         assert engine.report.context_bytes == 2 * 2 * 2 * 4
 
+    def test_evaluations_are_those_of_the_row(self) -> None:
+        """Guidance branches of one call and what stock computes in it change from row to row."""
+        branches = (("N", "N", "."), ("N", ".", "."))
+        engine = Engine(replace(one_block(3), branches=branches, stock=(5, 6, 8)), None)
+        counts = []
+        for row in range(3):
+            engine.run("one", Fake(row=row))
+            counts.append((engine.report.evaluations, engine.report.stock_evaluations))
+        assert counts == [(2, 5), (3, 11), (3, 19)]
+
+    @pytest.mark.parametrize("offload", [False, True])
+    def test_context_is_kept_where_it_should_be(self, offload: bool) -> None:
+        engine, model = Engine(one_block(3), None, offload=offload), Fake()
+        run(engine, model)
+        assert model.passes[0].context._offload is offload
+
     def test_more_rows_than_the_plan_has_are_refused(self) -> None:
         engine, model = Engine(one_block(3), None), Fake()
         assert engine.row == 0
