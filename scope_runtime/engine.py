@@ -5,6 +5,7 @@ The engine knows blocks, rows and branches; what a block looks like inside a mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -215,7 +216,7 @@ class Engine:
             if not len(history):
                 return False
             moved = history.displacement(position, self._order(mode, history, position))
-            if not (moved <= bound if bound is not None else moved < float("inf")):
+            if not (moved <= bound if bound is not None else moved < math.inf):
                 return False
         return True
 

@@ -89,6 +89,7 @@ class TestExact:
         engine, model = Engine(staggered(blocks=2, steps=3, lag=2, causal=False), None), Fake()
         run(engine, model)
         assert {(request.blocks, request.keep, request.causal) for request in model.passes} == {((0, 1), (), False)}
+        assert all(request.context.blocks == [] for request in model.passes)
         assert engine.report.modes == ["R#", "R#", "RR", "#R", "#R"]
         skipping, model = Engine(engine.schedule, Policy(plan=("R.", "P.", "PR", ".C", ".R"))), Fake()
         run(skipping, model)
@@ -377,6 +378,16 @@ class TestContent:
         alone = Engine(one_block(3), policy)
         run(alone, Fake())
         assert letters(alone) == "RRR"
+
+    def test_the_guard_goes_by_the_norms_that_all_processes_agreed_on(self) -> None:
+        def at_rest(values: torch.Tensor) -> None:
+            values[1:] = 0  # every difference; the newest output comes first
+
+        policy = Policy(warmup=2, max_skip=9, magnitude_bound=0.1)
+        for share, expected in ((at_rest, "RRPPPPPP"), (None, "RRRRRRRR")):
+            engine = Engine(one_block(), policy, share=share)
+            run(engine, Fake(output=lambda row, block: torch.full((4,), 8.0 - row)))
+            assert letters(engine) == expected
 
     def test_a_frozen_plan_without_a_guard_reads_nothing(self) -> None:
         def share(values: torch.Tensor) -> None:

@@ -12,18 +12,22 @@ from scope_runtime import Phase, Schedule
 INDEX = [[1, 0], [2, 0], [3, 1], [4, 2], [4, 3]]
 UPDATE = [[True, False], [True, False], [True, True], [False, True], [False, True]]
 LEVELS = [1.0, 0.75, 0.5]
-SCHEDULE = Schedule.from_step_index(INDEX, UPDATE, LEVELS, 5)
 
 
-def test_levels_and_phases_come_from_the_step_counters() -> None:
-    assert SCHEDULE.sigma == ((1.0, 1.0), (0.75, 1.0), (0.5, 1.0), (0.0, 0.75), (0.0, 0.5))
+@pytest.fixture
+def schedule() -> Schedule:
+    return Schedule.from_step_index(INDEX, UPDATE, LEVELS, 5)
+
+
+def test_levels_and_phases_come_from_the_step_counters(schedule: Schedule) -> None:
+    assert schedule.sigma == ((1.0, 1.0), (0.75, 1.0), (0.5, 1.0), (0.0, 0.75), (0.0, 0.5))
     waiting, active, complete = Phase.WAITING, Phase.ACTIVE, Phase.COMPLETE
-    assert SCHEDULE.phase == (
+    assert schedule.phase == (
         (active, waiting), (active, waiting), (active, active), (complete, active), (complete, active),
     )  # fmt: skip
-    assert (SCHEDULE.rows, SCHEDULE.blocks, SCHEDULE.block_frames, SCHEDULE.causal) == (5, 2, 5, True)
-    assert [SCHEDULE.active(row) for row in range(5)] == [(0,), (0,), (0, 1), (1,), (1,)]
-    assert [SCHEDULE.complete(row) for row in range(5)] == [(), (), (), (0,), (0,)]
+    assert (schedule.rows, schedule.blocks, schedule.block_frames, schedule.causal) == (5, 2, 5, True)
+    assert [schedule.active(row) for row in range(5)] == [(0,), (0,), (0, 1), (1,), (1,)]
+    assert [schedule.complete(row) for row in range(5)] == [(), (), (), (0,), (0,)]
 
 
 def test_a_block_that_has_not_started_stands_at_pure_noise_wherever_the_levels_begin() -> None:
@@ -42,10 +46,10 @@ def test_counters_and_updates_of_different_shapes_are_refused(index: list[list[i
         Schedule.from_step_index(index, update, LEVELS, 5)
 
 
-def test_steps_are_the_blocks_own() -> None:
-    assert [SCHEDULE.step(row, 1) for row in (2, 3, 4)] == [0, 1, 2]
-    assert [SCHEDULE.steps_left(row, 1) for row in (2, 3, 4)] == [2, 1, 0]
-    assert [SCHEDULE.noise_levels(row, 1) for row in (2, 3, 4)] == [None, (1.0, 0.75), (0.75, 0.5)]
+def test_steps_are_the_blocks_own(schedule: Schedule) -> None:
+    assert [schedule.step(row, 1) for row in (2, 3, 4)] == [0, 1, 2]
+    assert [schedule.steps_left(row, 1) for row in (2, 3, 4)] == [2, 1, 0]
+    assert [schedule.noise_levels(row, 1) for row in (2, 3, 4)] == [None, (1.0, 0.75), (0.75, 0.5)]
 
 
 def test_a_step_goes_to_the_blocks_next_level_and_the_last_one_to_zero() -> None:
@@ -83,7 +87,7 @@ def test_a_branch_computes_along_only_what_a_needed_block_follows(
     assert BRANCHED.evaluations(0, blocks) == len(first) + len(second)
 
 
-def test_without_branches_every_block_asked_for_is_one_evaluation() -> None:
-    assert SCHEDULE.evaluations(2, (0, 1)) == 2
-    assert SCHEDULE.stock_evaluations(0) == 2
-    assert replace(SCHEDULE, stock=(1, 1, 2, 3, 4)).stock_evaluations(3) == 3
+def test_without_branches_every_block_asked_for_is_one_evaluation(schedule: Schedule) -> None:
+    assert schedule.evaluations(2, (0, 1)) == 2
+    assert schedule.stock_evaluations(0) == 2
+    assert replace(schedule, stock=(1, 1, 2, 3, 4)).stock_evaluations(3) == 3
