@@ -154,6 +154,8 @@ def test_a_window_counts_complete_blocks_only_and_drops_them_in_every_layer() ->
     # What a window was told of but does not hold is let go of without a word.
     context.close_pass([3], [3])
     assert (context.blocks, context.captured) == ([2, 3], {0, 1, 3})
+    context.close_pass([4], [4])
+    assert (context.blocks, context.captured) == ([2, 4], {0, 1, 3, 4})
 
 
 def test_a_stored_dtype_is_that_of_keys_and_values_and_is_given_back_in_the_calls_own() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scope_runtime import MODULATED_INPUT, Policy, Schedule
-from scope_runtime.context import Pass
+from scope_runtime.context import Context, Pass
 from scope_runtime.engine import Engine
 from scope_runtime.indicator import relative_l1
 from tests.scope_runtime.test_policy import staggered
@@ -121,6 +121,8 @@ class TestExact:
         engine, model = Engine(one_block(3), None, offload=offload), Fake()
         run(engine, model)
         assert model.passes[0].context._offload is offload
+        run(Engine(one_block(3), None), model := Fake())
+        assert model.passes[0].context._offload is Context()._offload is False
 
     def test_more_rows_than_the_plan_has_are_refused(self) -> None:
         engine, model = Engine(one_block(3), None), Fake()

@@ -48,6 +48,7 @@ class TestScheduler:
                 ["scheduler has noise level 0.6 at step 1, calibrated for 0.5"],
             ),
             ({"sigmas": (1.0, 0.5, 1e-6)}, []),
+            ({"config": {"shift": 3}}, []),  # the same number, though not the same text
             (
                 {"config": {"a": 1, "shift": 4.0}, "sigmas": (0.9, 0.5, 0.0)},
                 [
@@ -61,13 +62,18 @@ class TestScheduler:
     def test_what_makes_another_scheduler_is_said(self, changes: dict[str, Any], expected: list[str]) -> None:
         assert scheduler().mismatches(scheduler(**changes)) == expected
 
+    def test_noise_levels_above_one_are_compared_relative_to_their_size(self) -> None:
+        # Of EDM schedulers: 80 is stored in float32.
+        assert scheduler(sigmas=(80.0,)).mismatches(scheduler(sigmas=(80.0004,))) == []
+        assert len(scheduler(sigmas=(80.0,)).mismatches(scheduler(sigmas=(80.004,)))) == 1
+
     def test_another_class_is_all_that_needs_saying(self) -> None:
         other = replace(scheduler(config={}), name="Euler")
         assert scheduler().mismatches(other) == ["scheduler is Euler, calibrated for UniPC"]
 
     def test_a_line_of_version_1(self) -> None:
-        line = "UniPC(shift=3.0, betas=[1, 2], karras=False)"
-        assert Scheduler.from_line(line) == Scheduler("UniPC", {"shift": "3.0", "betas": "[1, 2]", "karras": "False"})
+        line = "UniPC(shift=3.0, betas=[1, 2], kind=a=b)"
+        assert Scheduler.from_line(line) == Scheduler("UniPC", {"shift": "3.0", "betas": "[1, 2]", "kind": "a=b"})
         assert str(Scheduler.from_line(line)) == line
         assert Scheduler.from_line("Euler") == Scheduler.from_line("Euler()") == Scheduler("Euler")
 
@@ -142,6 +148,7 @@ class TestSettings:
         assert settings(prefix=True).mismatches(long) == ["last_num_frames is 21, calibrated for 33"]
         assert long.mismatches(replace(long, last_num_frames=25)) == ["last_num_frames is 25, calibrated for 21"]
         assert settings(last_num_frames=None).mismatches(settings(last_num_frames=33)) == []
+        assert long.mismatches(replace(long, last_num_frames=33)) == []
 
     @pytest.mark.parametrize(
         ("field", "edge", "beyond"),
@@ -179,6 +186,24 @@ class TestSettings:
         with pytest.raises(ProfileError) as error:
             Settings.from_dict(data | {"more": 1})
         assert error.value.field == "settings.more"
+
+
+class Wrapped:
+    """What torchao's tensors are: made of others that they name."""
+
+    shape = (200,)
+    dtype = torch.float32
+
+    def __init__(self, values: Any, scale: Any) -> None:
+        self.values, self.scale = values, scale
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["values", "scale"], None
+
+    def is_inference(self) -> bool:
+        return False
+
+    _version = 0
 
 
 IDENTITY = {"pipeline": "Pipe", "transformer": "Net", "config": "c0", "weights": "w0"}
@@ -235,6 +260,20 @@ class TestIdentity:
             changed[i] += 1
             assert weights_digest([("a", changed)]) != weights_digest([("a", small)])
 
+    def test_of_a_tensor_made_of_several_every_one_counts_as_it_is_stored(self) -> None:
+        values, scale = torch.arange(200, dtype=torch.int8), torch.tensor([0.5])
+        name = weights_digest([("a", Wrapped(values, scale))])
+        assert weights_digest([("a", Wrapped(values.clone(), scale.clone()))]) == name
+        for changed in (
+            Wrapped(values + 1, scale),
+            Wrapped(values, scale * 2),
+            Wrapped(values.reshape(100, 2), scale),
+            Wrapped(values.view(torch.uint8), scale),
+            Wrapped(scale, values),
+            Wrapped(Wrapped(values, scale), scale),
+        ):
+            assert weights_digest([("a", changed)]) != name
+
     def test_a_tensor_that_cannot_be_read_is_named(self) -> None:
         with pytest.raises(ProfileError, match=r"cannot be read: layer.a is a Tensor") as error:
             weights_digest([("layer.a", torch.empty(3, device="meta"))])
@@ -256,8 +295,7 @@ class TestState:
             net[1].bias.add_(1)
         found = before.differences(self.of(net, {"a": 3, "new": 4}))
         assert found[:3] == ["config.a is 3, was 1", "config.gone is None, was 2", "config.new is 4, was None"]
-        assert found[3].startswith("weights: 1.weight ")
-        assert found[3].endswith(" (and 1 more)")
+        assert found[3] == "weights: 1.weight has other values (and 1 more)"
         assert len(found) == 4
 
     def test_modules_and_tensors_that_come_and_go_are_named(self) -> None:
@@ -280,5 +318,109 @@ class TestState:
             "weights: weight is Tensor of float16 [3, 2], was Tensor of float32 [3, 2] (and 1 more)"
         ]
 
-    def test_a_model_without_peft_has_no_adapters(self) -> None:
-        assert adapters_of({"": torch.nn.Linear(1, 1)}) is None
+    def test_values_are_told_apart_by_a_sample_and_writing_by_a_count(self) -> None:
+        net = torch.nn.Linear(1000, 1, bias=False)
+        before, unread = self.of(net), self.of(net, readable=False)
+        assert before.differences(unread) == unread.differences(before) == []
+        with torch.no_grad():
+            net.weight[0, 1] += 1  # every fifteenth value is sampled
+        assert before.differences(self.of(net)) == ["weights: weight was written to"]
+        assert before.differences(self.of(net, readable=False)) == ["weights: weight was written to"]
+        with torch.no_grad():
+            net.weight[0, 15] += 1
+        assert before.differences(self.of(net)) == ["weights: weight has other values"]
+        # Offloading puts another tensor of the same values in its place.
+        now = self.of(net)
+        net.weight = torch.nn.Parameter(net.weight.detach().clone())
+        assert now.differences(self.of(net)) == []
+        # A tensor that is gone says nothing of how often it was written to.
+        gone = self.of(torch.nn.Linear(1000, 1, bias=False), readable=False)
+        assert gone.differences(self.of(net)) == []
+
+    def test_unreadable_and_foreign_tensors_do_not_hide_the_others(self) -> None:
+        first, wrapped, last = torch.zeros(3), Wrapped(torch.zeros(4), torch.ones(1)), torch.zeros(5)
+        tensors: list[Any] = [("first", first, False), ("wrapped", wrapped, True), ("last", last, True)]
+        tensors.append(("meta", torch.empty(2, device="meta"), True))
+        before = ModelState.of({}, {}, tensors)
+        samples = {name: weight.sample for name, weight in before.weights.items()}
+        assert {name: sample and len(sample) for name, sample in samples.items()} == {
+            "first": None, "wrapped": None, "wrapped.values": 16, "wrapped.scale": 4, "last": 20, "meta": None,
+        }  # fmt: skip
+        wrapped.scale.mul_(2)
+        assert before.differences(ModelState.of({}, {}, tensors)) == ["weights: wrapped.scale has other values"]
+
+    def test_tensors_of_inference_mode_have_no_count(self) -> None:
+        with torch.inference_mode():
+            tensor = torch.zeros(2)
+        assert ModelState.of({}, {}, [("a", tensor, True)]).weights["a"].version is None
+
+    def test_a_change_of_the_whole_model_is_one_of_the_transformer(self) -> None:
+        one, other = self.of(torch.nn.ReLU()), self.of(torch.nn.GELU())
+        assert one.differences(other) == ["modules: transformer is a GELU, was a ReLU"]
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+class TestAdapters:
+    """On peft itself, with layers of one number."""
+
+    @staticmethod
+    def net(*names: str, layers: int = 1) -> Any:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        net: Any = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(layers)))
+        for name in names:
+            targets = [str(i) for i in range(layers)]
+            config = LoraConfig(r=1, lora_alpha=0.5, target_modules=targets)
+            net = inject_adapter_in_model(config, net, adapter_name=name)
+        return net
+
+    @staticmethod
+    def of(net: torch.nn.Module) -> str | None:
+        return adapters_of(dict(net.named_modules()))
+
+    def test_active_ones_are_named_with_their_scales(self) -> None:
+        assert self.of(torch.nn.Linear(1, 1)) is None
+        net = self.net("style", "light", layers=2)
+        for layer in net:
+            layer.set_adapter("style")
+        assert self.of(net) == "style at 0.5"
+        for layer in net:
+            layer.set_adapter(["style", "light"])
+            layer.set_scale("light", 2)
+        assert self.of(net) == "style at 0.5 + light at 1"
+        net[0].set_scale("light", 4)
+        different = self.of(net)
+        assert different is not None
+        assert different.startswith("style at 0.5 + light at 1; style at 0.5 + light at 2 (")
+        net[0].set_scale("light", 2)
+        net[1].set_scale("light", 4)
+        assert self.of(net) not in (different, None), "which layer has which scale counts"
+
+    def test_disabled_merged_and_absent_ones_are_said(self) -> None:
+        net = self.net("style")
+        net[0].merge(adapter_names=["style"])
+        assert self.of(net) == "style at 0.5, merged style"
+        net[0].unmerge()
+        net[0].enable_adapters(False)
+        assert self.of(net) == "disabled"
+        net[0].enable_adapters(True)
+        net[0].set_adapter([])
+        assert self.of(net) == "none active"
+
+    def test_an_adapter_that_a_layer_does_not_have_is_not_active_there(self) -> None:
+        net = self.net("style")
+        net[0]._active_adapter = ["style", "elsewhere"]
+        assert self.of(net) == "style at 0.5"
+
+    def test_many_different_states_are_cut_short(self) -> None:
+        for layers, rest in ((3, ""), (4, "; ...")):
+            net = self.net("style", layers=layers)
+            for i, layer in enumerate(net):
+                layer.set_scale("style", 2 * i)
+            assert str(self.of(net)).startswith(f"style at 0; style at 1; style at 2{rest} (")
+
+    def test_a_change_of_adapters_is_a_change_of_the_model(self) -> None:
+        plain, adapted = self.net(), self.net("style")
+        before, now = (ModelState.of(dict(net.named_modules()), {}, []) for net in (plain, adapted))
+        assert before.differences(now)[0] == "adapters are style at 0.5, were absent"
+        assert now.differences(before)[0] == "adapters are absent, were style at 0.5"
