@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from scope_runtime import Phase, Schedule
+from scope_runtime.schedule import window_lengths
 
 # Two blocks of three steps, the second two rows behind: block 0 is complete from row 3 on.
 INDEX = [[1, 0], [2, 0], [3, 1], [4, 2], [4, 3]]
@@ -91,3 +92,30 @@ def test_without_branches_every_block_asked_for_is_one_evaluation(schedule: Sche
     assert schedule.evaluations(2, (0, 1)) == 2
     assert schedule.stock_evaluations(0) == 2
     assert replace(schedule, stock=(1, 1, 2, 3, 4)).stock_evaluations(3) == 3
+
+
+@pytest.mark.parametrize(
+    ("frames", "overlap", "expected"),
+    [
+        (9, None, (9,)),
+        (30, None, (30,)),  # no long video
+        (5, 2, (5,)),
+        (9, 2, (9,)),
+        (10, 2, (9, 3)),
+        (16, 2, (9, 9)),
+        (17, 2, (9, 9, 3)),
+        (25, 2, (9, 9, 9, 4)),
+        (11, 8, (9, 9, 9)),
+        (9, 9, (9,)),
+    ],
+)
+def test_a_long_video_is_cut_into_windows_that_overlap(
+    frames: int, overlap: int | None, expected: tuple[int, ...]
+) -> None:
+    assert window_lengths(frames, 9, overlap) == expected
+
+
+@pytest.mark.parametrize("overlap", [9, 10])
+def test_windows_that_overlap_by_their_whole_length_are_refused(overlap: int) -> None:
+    with pytest.raises(ValueError, match=f"windows of 9 latent frames cannot overlap by {overlap}"):
+        window_lengths(10, 9, overlap)
