@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from scope_runtime import ModelIdentity, ProfileError, Scheduler, Settings
-from scope_runtime.identity import ModelState, adapters_of, config_digest, weights_digest
+from scope_runtime.identity import ModelState, _adapters_of_layer, adapters_of, config_digest, weights_digest
 
 
 def scheduler(**changes: Any) -> Scheduler:
@@ -349,6 +350,22 @@ class TestState:
         wrapped.scale.mul_(2)
         assert before.differences(ModelState.of({}, {}, tensors)) == ["weights: wrapped.scale has other values"]
 
+    def test_a_tensor_of_another_kind_shows_though_it_cannot_be_read(self) -> None:
+        class Locked(torch.Tensor):
+            def __tensor_flatten__(self) -> Any:
+                raise RuntimeError("says nothing")
+
+        plain, last = torch.zeros(2), torch.zeros(5)
+        locked = plain.as_subclass(Locked)
+        before, now = (ModelState.of({}, {}, [("a", t, True), ("last", last, True)]) for t in (plain, locked))
+        assert before.differences(now) == ["weights: a is Locked of float32 [2], was Tensor of float32 [2]"]
+        assert now.weights["last"].sample == bytes(20)
+
+    def test_a_part_without_values_does_not_hide_the_next(self) -> None:
+        wrapped: Any = Wrapped(torch.empty(2, device="meta"), torch.ones(1))
+        found = ModelState.of({}, {}, [("a", wrapped, True)]).weights
+        assert (found["a.values"].sample, found["a.scale"].sample) == (None, bytes([0, 0, 128, 63]))
+
     def test_tensors_of_inference_mode_have_no_count(self) -> None:
         with torch.inference_mode():
             tensor = torch.zeros(2)
@@ -411,6 +428,16 @@ class TestAdapters:
         net = self.net("style")
         net[0]._active_adapter = ["style", "elsewhere"]
         assert self.of(net) == "style at 0.5"
+
+    @pytest.mark.parametrize(
+        ("layer", "expected"),
+        [
+            ({"active_adapters": ["a", "b"], "merged_adapters": []}, "a + b"),
+            ({"active_adapters": [], "merged_adapters": ["a", "b"]}, "merged a, b"),
+        ],
+    )
+    def test_layers_of_adapters_without_scales(self, layer: dict[str, Any], expected: str) -> None:
+        assert _adapters_of_layer(SimpleNamespace(disable_adapters=False, **layer)) == expected
 
     def test_many_different_states_are_cut_short(self) -> None:
         for layers, rest in ((3, ""), (4, "; ...")):
