@@ -350,3 +350,31 @@ def test_a_profile_is_written_for_people_to_read(pipe: Any) -> None:
     lines = make_profile(pipe).to_json().split("\n")
     assert lines[:3] == ["{", '  "format": "scope-profile",', '  "format_version": 2,']
     assert lines[-2:] == ["}", ""]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"format_version": 0}, "format_version"),
+        ({"format_version": 3}, "format_version"),
+        ({"more": 1}, "more"),
+        ({"settings": 1}, "settings"),
+        ({"settings": {"scheduler": 1}}, "settings.scheduler"),
+        ({"settings": {}}, "settings.height"),
+    ],
+)
+def test_a_bad_field_of_version_1_is_named_where_it_stands(changes: dict[str, Any], field: str) -> None:
+    old = json.loads((Path(__file__).parent / "data/profile-version-1.json").read_text())
+    assert Profile.from_dict(old).settings.lora_scale == 1.0
+    with pytest.raises(ProfileError) as error:
+        Profile.from_dict(old | changes)
+    assert error.value.field == field
+
+
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000])
+def test_what_is_no_object_is_no_field_either(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(content)
+    with pytest.raises(ProfileError) as error:
+        Profile.load(path)
+    assert error.value.field == ""

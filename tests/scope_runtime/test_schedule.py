@@ -119,3 +119,8 @@ def test_a_long_video_is_cut_into_windows_that_overlap(
 def test_windows_that_overlap_by_their_whole_length_are_refused(overlap: int) -> None:
     with pytest.raises(ValueError, match=f"windows of 9 latent frames cannot overlap by {overlap}"):
         window_lengths(10, 9, overlap)
+
+
+def test_a_block_that_rests_between_its_steps_waits() -> None:
+    steps = [Schedule.from_step_index([[k]], [[False]], LEVELS, 5).phase[0][0] for k in range(5)]
+    assert steps == [Phase.WAITING] * 4 + [Phase.COMPLETE]
