@@ -359,6 +359,7 @@ def test_a_profile_is_written_for_people_to_read(pipe: Any) -> None:
         ({"format_version": 3}, "format_version"),
         ({"more": 1}, "more"),
         ({"settings": 1}, "settings"),
+        ({"provenance": 1}, "provenance"),
         ({"settings": {"scheduler": 1}}, "settings.scheduler"),
         ({"settings": {}}, "settings.height"),
     ],

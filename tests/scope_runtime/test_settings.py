@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -412,6 +413,10 @@ class TestAdapters:
         net[0].set_scale("light", 2)
         net[1].set_scale("light", 4)
         assert self.of(net) not in (different, None), "which layer has which scale counts"
+
+    def test_where_peft_was_never_loaded_there_are_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "peft.tuners.tuners_utils", raising=False)
+        assert self.of(torch.nn.Linear(1, 1)) is None
 
     def test_disabled_merged_and_absent_ones_are_said(self) -> None:
         net = self.net("style")
