@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: calibrate dashboard test browser lint clean
+.PHONY: calibrate dashboard test browser lint mutants clean
 
 calibrate: $(VENV)/.calibrate
 	$(BIN)/scope-calibrate run studies/reference.yaml
@@ -28,6 +28,14 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Small changes to the code that decides, each of which some test must notice; docs/mutants.md. Hours on two cores:
+# MUTANTS='scope_runtime.policy.*' tries those of one file.
+mutants: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)
+	@$(BIN)/mutmut results --all true | awk -F ': ' '$$2 != "not checked" { \
+		sub(/\.x[_ǁ][^.]*$$/, "", $$1); all[$$1]++; killed[$$1] += $$2 == "killed" || $$2 == "timeout" } \
+		END { for (file in all) print file ": " killed[file] " of " all[file] " killed" }' | sort
+
 # The stamps say which extras the environment holds; a change of what is asked for installs again.
 $(VENV)/.calibrate: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[calibrate]'
@@ -45,4 +53,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist mutants .pytest_cache .mypy_cache .ruff_cache

@@ -5,6 +5,7 @@ The engine knows blocks, rows and branches; what a block looks like inside a mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -215,7 +216,7 @@ class Engine:
             if not len(history):
                 return False
             moved = history.displacement(position, self._order(mode, history, position))
-            if not (moved <= bound if bound is not None else moved < float("inf")):
+            if not (moved <= bound if bound is not None else moved < math.inf):
                 return False
         return True
 
@@ -269,14 +270,13 @@ class Engine:
 
     def _observe_outputs(self, row: int, branch: _Branch, outputs: dict[int, torch.Tensor]) -> None:
         """Measures how far each output moved since the branch's previous row."""
-        # Across a restart no policy has a choice, so how far outputs move there says nothing about one.
-        kept = [b for b in outputs if (row, b) not in self.schedule.restarts]
-        moved = [b for b in kept if b in branch.outputs and b in self._changes]
-        for block in moved:
-            levels = self.schedule.noise_levels(row, block)
-            if levels is None:
+        for block, output in outputs.items():
+            # Across a restart no policy has a choice, so how far outputs move there says nothing about one.
+            if block not in branch.outputs or (row, block) in self.schedule.restarts:
                 continue
-            change = float(relative_l1(outputs[block], branch.outputs[block]))
+            levels = self.schedule.noise_levels(row, block)
+            assert levels is not None  # the row before updated the block
+            change = float(relative_l1(output, branch.outputs[block]))
             self.report.observe(
                 Observation(
                     row=row,

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from scope_runtime._check import array_of_numbers, reject_unknown
@@ -43,9 +44,9 @@ class ChangeMap:
             raise ProfileError(where, "x and y must hold the same number of knots, at least one")
         if not all(math.isfinite(v) and v >= 0 for v in (*self.x, *self.y)):
             raise ProfileError(where, "knots must be finite numbers, not negative")
-        if any(b <= a for a, b in zip(self.x, self.x[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(self.x)):
             raise ProfileError(f"{where}.x", "knots must increase strictly")
-        if any(b < a for a, b in zip(self.y, self.y[1:], strict=False)):
+        if any(b < a for a, b in pairwise(self.y)):
             raise ProfileError(f"{where}.y", "knots must not decrease: refit the map (isotonic regression)")
 
     def __call__(self, value: float) -> float:
@@ -78,4 +79,4 @@ def relative_l1(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
 
     dtype = torch.promote_types(torch.promote_types(new.dtype, old.dtype), torch.float32)
     old = old.to(dtype)
-    return (new.to(dtype) - old).abs().mean() / old.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return (new - old).abs().mean() / old.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)

@@ -109,7 +109,7 @@ class Policy:
             if data[name] is not None and not isinstance(data[name], ChangeMap):
                 raise ProfileError(f"policy.{name}", "must be a ChangeMap or None")
         _check.number(data, "cache_threshold", where, minimum=0)
-        _check.number(data, "predict_threshold", where, minimum=0, optional=True)
+        _check.number(data, "predict_threshold", where, optional=True)  # its minimum is cache_threshold
         if self.predict_threshold is not None and self.predict_threshold < self.cache_threshold:
             raise ProfileError(
                 "policy.predict_threshold",

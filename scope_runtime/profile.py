@@ -140,7 +140,7 @@ class Profile:
         found = self.model.mismatches(ModelIdentity.of(pipe))
         if found:
             raise ProfileMismatch(
-                found[0].split(" ", 1)[0],
+                found[0].split()[0],
                 f"this profile was calibrated on another model ({'; '.join(found)}): calibrate this model first",
             )
 

@@ -154,7 +154,7 @@ class Settings:
                 fits |= theirs == self.last_num_frames and actual.prefix == self.prefix
             if f.name == "last_num_frames":
                 mine = mine or self.num_frames
-                fits |= theirs in (None, mine, self.num_frames)
+                fits = theirs in (None, mine, self.num_frames)
             if not fits:
                 found.append(f"{f.name} is {theirs!r}, calibrated for {mine!r}")
         return found

@@ -215,6 +215,9 @@ def test_distrusted_history_is_recomputed_and_counted() -> None:
         ("tail", True),
         ("max_step_ratio", -1),
         ("magnitude_bound", math.nan),
+        ("magnitude_bound", -1),
+        ("error_growth", -1),
+        ("predict_threshold", -1),
     ],
 )
 def test_a_bad_value_is_refused_by_name(field: str, value: Any) -> None:
@@ -330,3 +333,256 @@ def test_the_error_budget_forces_an_earlier_recompute() -> None:
     assert run_with(0.16) == ("RPPPRRRRRR", 6)
     assert run_with(0.0) == ("RRRRRRRRRR", 9)
     assert run_with(0.16, growth=5.0)[0] == "RPPRRRRRRR"
+
+
+def content(granularity: str, causal: bool, changes: dict[int, float]) -> dict[int, Mode]:
+    """Modes of three blocks in their second row, by content alone."""
+    policy = Policy(
+        granularity=granularity, indicator=MODULATED_INPUT, warmup=1, cache_threshold=0.2, predict_threshold=0.5
+    )
+    decider = Decider(policy, staggered(lag=0, causal=causal))
+    decider.decide(0, {})
+    return decider.decide(1, changes)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "causal", "changes", "expected"),
+    [
+        ("prefix", True, (0.3, 0.9, 0.1), (R, R, C)),
+        ("block", True, (0.3, 0.9, 0.1), (P, R, C)),
+        ("step", True, (0.3, 0.9, 0.1), (R, R, R)),
+        ("step", True, (0.1, 0.3, 0.1), (P, P, P)),
+        ("step", True, (0.1, 0.1, 0.1), (C, C, C)),
+        ("prefix", True, (0.1, 0.3, 0.1), (C, P, C)),
+        # Under bidirectional attention every granularity is a step.
+        ("prefix", False, (0.9, 0.3, 0.1), (R, R, R)),
+        ("block", False, (0.1, 0.3, 0.1), (P, P, P)),
+    ],
+)
+def test_the_granularity_says_whom_a_recompute_takes_along(
+    granularity: str, causal: bool, changes: tuple[float, ...], expected: tuple[Mode, ...]
+) -> None:
+    assert content(granularity, causal, dict(enumerate(changes))) == dict(enumerate(expected))
+
+
+def test_history_and_error_are_asked_about_the_mode_that_is_meant() -> None:
+    schedule = staggered(blocks=1, steps=8)
+    decider = Decider(Policy(warmup=1, max_skip=9, cache_threshold=0.25, error_budget=9.0), schedule)
+    asked: list[tuple[str, int, Mode]] = []
+
+    def trusted(block: int, mode: Mode) -> bool:
+        asked.append(("trusted", block, mode))
+        return True
+
+    def local_error(block: int, mode: Mode) -> float:
+        asked.append(("error", block, mode))
+        return 0.0
+
+    rows = [decider.decide(row, {}, trusted, local_error) for row in range(3)]
+    assert of_block(rows, 0) == "RCP"
+    assert asked == [(who, 0, mode) for mode in (C, P) for who in ("trusted", "error", "error")]
+
+
+def test_a_distrusted_block_takes_only_the_blocks_before_it_along() -> None:
+    schedule = staggered(lag=0)
+    decider = Decider(Policy(warmup=1, max_skip=9), schedule)
+    decider.decide(0, {})
+    assert decider.decide(1, {}, lambda block, mode: block != 1) == {0: R, 1: R, 2: P}
+    assert (decider.fallbacks, decider.over_budget) == (1, 0)
+    # Who was recomputed begins anew; who was not goes on.
+    assert (decider._skipped, decider._accumulated) == ([0, 0, 1], pytest.approx([0.0, 0.0, 0.1]))
+
+
+def test_a_block_that_is_both_distrusted_and_too_dear_is_counted_once() -> None:
+    decider = Decider(Policy(warmup=1, max_skip=9, error_budget=0.0), staggered(lag=0))
+    decider.decide(0, {})
+    modes = decider.decide(1, {}, lambda block, mode: block != 0, lambda block, mode: 1.0 if block < 2 else 0.0)
+    assert modes == {0: R, 1: R, 2: P}
+    assert (decider.fallbacks, decider.over_budget) == (1, 1)
+
+
+def test_the_error_grows_with_the_solvers_steps_and_is_not_healed_by_a_recompute() -> None:
+    schedule = staggered(blocks=1, steps=8)
+    decider = Decider(Policy(warmup=1, max_skip=2, error_budget=9.0, error_growth=4.0), schedule)
+    spent = []
+    for row in range(4):
+        decider.decide(row, {}, local_error=lambda block, mode: 0.5)
+        spent.append(decider._error[0])
+    # Every step is an eighth: E <- 1.5 E + 0.5 / 8 while skipping, E <- 1.5 E at a recompute.
+    assert spent == [0.0, 0.0625, 0.15625, 0.234375]
+
+
+def test_without_a_budget_no_error_is_asked_for() -> None:
+    def local_error(block: int, mode: Mode) -> float:
+        raise AssertionError("nobody needs it")
+
+    decider = Decider(Policy(warmup=1), staggered())
+    for row in range(decider.schedule.rows):
+        decider.decide(row, {}, local_error=local_error)
+
+
+def test_a_restart_is_recomputed_whatever_the_thresholds_say() -> None:
+    plain = staggered(blocks=1)
+    schedule = Schedule(plain.sigma, plain.phase, 5, restarts=frozenset({(4, 0)}))
+    assert of_block(run(Policy(warmup=1, max_skip=9), schedule), 0) == "RPPPRPPPPP"
+    assert of_block(run(Policy(plan=("R", "P", "P", "P", "R", *"CCCCC")), schedule), 0) == "RPPPRCCCCC"
+    for letter in "PC":
+        with pytest.raises(ProfileError, match="block 0, whose guidance or context changes there") as error:
+            Decider(Policy(plan=("R", *"PPP", letter, *"PPPPP")), schedule)
+        assert error.value.field == "policy.plan[4]"
+
+
+def test_the_first_update_of_a_frozen_plan_is_neither_predicted_nor_cached() -> None:
+    for letter in "PC":
+        with pytest.raises(ProfileError, match="must recompute block 0 at its first update"):
+            Decider(Policy(plan=(letter, *"RRRRRRRRR")), staggered(blocks=1))
+
+
+def test_a_frozen_plan_for_other_blocks_names_the_field() -> None:
+    for plan in (("RR",) * 10, ("R",) * 9):
+        with pytest.raises(ProfileError, match="made for other settings") as error:
+            Decider(Policy(plan=plan), staggered(blocks=1))
+        assert error.value.field == "policy.plan"
+
+
+def test_a_frozen_plan_holds_every_letter_in_one_row() -> None:
+    assert Policy(plan=("RPC.", "....")).plan == ("RPC.", "....")
+    with pytest.raises(ProfileError, match=r"policy.plan\[1\]: letters must be R, P, C or '.', not 'RPc.'"):
+        Policy(plan=("RPC.", "RPc."))
+
+
+@pytest.mark.parametrize("plan", ["R", [], (), ("",), (1,), ("R", None)])
+def test_a_plan_is_a_list_of_rows(plan: Any) -> None:
+    with pytest.raises(ProfileError, match="must be a list of strings, one per row, or null") as error:
+        Policy(plan=plan)
+    assert error.value.field == "policy.plan"
+
+
+def test_rows_of_different_lengths_are_no_plan() -> None:
+    with pytest.raises(ProfileError, match="every row must have one letter per block") as error:
+        Policy(plan=("R.", "R"))
+    assert error.value.field == "policy.plan"
+
+
+@pytest.mark.parametrize(
+    ("policy", "causal", "stale"),
+    [
+        ({"granularity": "block"}, True, True),
+        ({"granularity": "block"}, False, False),
+        ({"granularity": "step", "stale_tolerance": 0.1}, True, False),
+        ({"granularity": "prefix", "stale_tolerance": 0.1}, True, True),
+        ({"granularity": "prefix"}, True, False),
+        # A plan says by itself who sees what, whatever the granularity is.
+        ({"granularity": "block", "plan": ("RRR", "RRP")}, True, False),
+        ({"plan": ("RRR", "CR.")}, True, True),
+        ({"plan": ("RRR", "PR.")}, True, True),
+        ({"plan": ("RRR", "RPR")}, True, True),
+        ({"plan": ("RRR", ".RP", "PPP", "...")}, True, False),
+        ({"plan": ("RRR", "PR.")}, False, False),
+    ],
+)
+def test_context_is_stale_where_a_block_is_skipped_before_one_that_is_recomputed(
+    policy: dict[str, Any], causal: bool, stale: bool
+) -> None:
+    assert needs_stale_context(Policy(**policy), staggered(causal=causal)) is stale
+
+
+@pytest.mark.parametrize(
+    ("policy", "content", "guard", "order"),
+    [
+        ({}, False, True, 1),
+        ({"indicator": MODULATED_INPUT}, True, True, 1),
+        ({"indicator": MODULATED_INPUT, "plan": ("R",)}, False, False, 1),
+        ({"plan": ("R",), "magnitude_bound": 0.0}, False, True, 1),
+        ({"plan": ("R",), "error_budget": 0.0}, False, True, 2),
+        ({"order": 2}, False, True, 2),
+        ({"order": 0, "error_budget": 1.0}, False, True, 1),
+    ],
+)
+def test_a_policy_knows_what_it_needs(policy: dict[str, Any], content: bool, guard: bool, order: int) -> None:
+    found = Policy(**policy)
+    assert (found.needs_content, found.needs_guard, found.history_order) == (content, guard, order)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("stale_tolerance", 0),
+        ("cache_threshold", 0),
+        ("predict_threshold", 0),
+        ("max_skip", 0),
+        ("max_skip", 10_000),
+        ("order", 0),
+        ("order", 2),
+        ("warmup", 1),
+        ("warmup", 10_000),
+        ("tail", 0),
+        ("tail", 10_000),
+        ("max_step_ratio", 0),
+        ("magnitude_bound", 0),
+        ("error_budget", 0),
+        ("error_growth", 0),
+        ("context_window", 1),
+        ("context_dtype", "float16"),
+    ],
+)
+def test_what_stands_at_the_edge_of_its_range_is_allowed(field: str, value: Any) -> None:
+    assert getattr(Policy.from_dict({field: value}), field) == value
+
+
+@pytest.mark.parametrize("field", ["max_skip", "warmup", "tail"])
+def test_more_rows_than_any_generation_has_are_refused(field: str) -> None:
+    with pytest.raises(ProfileError, match="must be between . and 10000, not 10001") as error:
+        Policy.from_dict({field: 10_001})
+    assert error.value.field == f"policy.{field}"
+
+
+@pytest.mark.parametrize("field", ["noise_map", "change_map"])
+def test_a_map_that_is_none_is_refused_by_name(field: str) -> None:
+    with pytest.raises(ProfileError, match="must be a ChangeMap or None") as error:
+        Policy(**{field: {"x": [1], "y": [1]}})
+    assert error.value.field == f"policy.{field}"
+    with pytest.raises(ProfileError) as error:
+        Policy.from_dict({field: {"x": [2, 1], "y": [1, 1]}})
+    assert error.value.field == f"policy.{field}.x"
+
+
+def test_every_field_is_written_out_as_plain_json_and_read_again() -> None:
+    policy = Policy(
+        noise_map=ChangeMap((0.1, 0.2), (0.0, 0.5)), change_map=ChangeMap((0.3,), (0.4,)), plan=("R.", "PR")
+    )
+    data = policy.to_dict()
+    assert list(data) == list(Policy.__dataclass_fields__)
+    assert (data["noise_map"], data["change_map"]) == ({"x": [0.1, 0.2], "y": [0.0, 0.5]}, {"x": [0.3], "y": [0.4]})
+    assert data["plan"] == ["R.", "PR"]
+    assert Policy.from_dict(data) == policy
+    assert Policy.from_dict(Policy().to_dict()) == Policy()
+    assert Policy().to_dict()["plan"] is None
+    with pytest.raises(ProfileError) as error:
+        Policy.from_dict([])
+    assert error.value.field == "policy"
+
+
+def test_thresholds_that_are_one_are_in_order() -> None:
+    assert Policy(cache_threshold=0.3, predict_threshold=0.3).predict_threshold == 0.3
+
+
+def test_a_change_that_is_not_a_number_stays_unknown_until_a_recompute() -> None:
+    policy = Policy(granularity="block", indicator=MODULATED_INPUT, warmup=1, max_skip=9, stale_tolerance=1.0)
+    decider = Decider(policy, staggered(blocks=1, lag=0))
+    decider.decide(0, {})
+    assert decider.decide(1, {0: math.nan}) == {0: R}
+    assert decider.decide(2, {0: 0.1}) == {0: P}
+
+
+def test_a_change_map_sees_the_change_and_not_its_sum() -> None:
+    convex = ChangeMap((0.0, 0.25, 1.0), (0.0, 0.0, 1.0))
+    policy = Policy(indicator=MODULATED_INPUT, warmup=1, max_skip=9, predict_threshold=0.1, change_map=convex)
+    assert of_block(run(policy, staggered(blocks=1), changes=0.25), 0) == "RPPPPPPPPP"
+
+
+def test_a_row_without_active_blocks_has_no_modes() -> None:
+    waiting = Schedule(((1.0,), (1.0,)), ((Phase.WAITING,), (Phase.ACTIVE,)), 5)
+    for granularity in GRANULARITIES:
+        assert Decider(Policy(granularity=granularity), waiting).decide(0, {}) == {}
+    assert plan_of(Policy(), waiting) == (".", "R")

@@ -316,3 +316,66 @@ def test_settings_of_long_video_describe_a_window(pipe: Any) -> None:
     assert (windowed.num_frames, windowed.prefix) == (33, True)
     assert windowed.mismatches(plain) == []  # the first window of a long video
     assert plain.mismatches(windowed) == ["prefix is True, calibrated for False"]
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "message"),
+    [
+        (b"\xff", "", "cannot read profile PATH: not UTF-8 text"),
+        (b'{"format": NaN}', "", "NaN is not a number that JSON allows (in PATH)"),
+        (b'{"format": 1, "created": 1, "created": 2}', "created", "created: is given twice (in PATH)"),
+        (b'{"format": 1}', "format", "format: must be 'scope-profile': this is not a SCOPE profile (in PATH)"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_once_with_its_name(
+    content: bytes, field: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "profile.json"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError) as error:
+        Profile.load(path)
+    assert error.value.field == field
+    assert str(error.value) == message.replace("PATH", str(path))
+
+
+def test_half_a_file_is_no_field(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text('{"format": ')
+    with pytest.raises(ProfileError, match=f"{path} is not complete JSON") as error:
+        Profile.load(path)
+    assert error.value.field == ""
+
+
+def test_a_profile_is_written_for_people_to_read(pipe: Any) -> None:
+    lines = make_profile(pipe).to_json().split("\n")
+    assert lines[:3] == ["{", '  "format": "scope-profile",', '  "format_version": 2,']
+    assert lines[-2:] == ["}", ""]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"format_version": 0}, "format_version"),
+        ({"format_version": 3}, "format_version"),
+        ({"more": 1}, "more"),
+        ({"settings": 1}, "settings"),
+        ({"provenance": 1}, "provenance"),
+        ({"settings": {"scheduler": 1}}, "settings.scheduler"),
+        ({"settings": {}}, "settings.height"),
+    ],
+)
+def test_a_bad_field_of_version_1_is_named_where_it_stands(changes: dict[str, Any], field: str) -> None:
+    old = json.loads((Path(__file__).parent / "data/profile-version-1.json").read_text())
+    assert Profile.from_dict(old).settings.lora_scale == 1.0
+    with pytest.raises(ProfileError) as error:
+        Profile.from_dict(old | changes)
+    assert error.value.field == field
+
+
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000])
+def test_what_is_no_object_is_no_field_either(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(content)
+    with pytest.raises(ProfileError) as error:
+        Profile.load(path)
+    assert error.value.field == ""

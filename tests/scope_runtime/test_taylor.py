@@ -130,3 +130,110 @@ def test_the_remainder_is_the_error_on_a_polynomial_of_one_degree_more(order: in
 
 def test_the_remainder_is_unknown_with_too_few_points() -> None:
     assert filled(2, [1.0, 2.0], SIGMAS[:2]).remainder(0.4, 1) == math.inf
+
+
+def dyadic(order: int = 2) -> History:
+    """Points at 1, 0.5 and 0.25 whose differences are whole: values 1, 3, 7, so c = 7, -16, 16 (newest first)."""
+    history = History(order)
+    for position, height in ((1.0, 1.0), (0.5, 3.0), (0.25, 7.0)):
+        history.record(position, torch.full((4,), height))
+    return history
+
+
+def test_every_figure_of_a_history_is_newtons_own() -> None:
+    history = dyadic()
+    # |c| of four equal numbers is twice their size.
+    assert history.norms == [14.0, 32.0, 16 * 2.0]
+    assert [history.reach(0.0, order) for order in (0, 1, 2)] == [0.25, 0.25 * 0.5, 0.25 * 0.5 * 1.0]
+    assert [float(history.extrapolate(0.0, order)[0]) for order in (0, 1, 2)] == [7.0, 7 + 4.0, 7 + 4 + 2.0]
+    assert [history.displacement(0.0, order) * 14 for order in (0, 1, 2)] == pytest.approx([0.0, 8.0, 8.0 + 4.0])
+    assert [history.remainder(0.0, order) * 14 for order in (0, 1)] == pytest.approx([8.0, 4.0])
+    assert history.remainder(0.0, 2) == math.inf
+    assert history.step_ratio(0.0) == 1.0
+    assert history.bytes == 3 * 4 * 4
+
+
+def test_a_history_holds_one_point_more_than_its_order() -> None:
+    for order in (0, 1, 2):
+        history = dyadic(order)
+        assert len(history) == order + 1
+        assert history.bytes == (order + 1) * 4 * 4
+        assert len(history.norms) == order + 1
+        assert history.usable_order(0.0, 5) == order
+
+
+def test_a_cleared_history_is_an_empty_one() -> None:
+    history = dyadic()
+    assert history.norms
+    history.clear()
+    assert (len(history), history.bytes, history.norms, history.pending_norms) == (0, 0, [], None)
+    assert (history.step_ratio(0.1), history.remainder(0.1, 0), history.usable_order(0.1, 2)) == (
+        math.inf,
+        math.inf,
+        -1,
+    )
+    history.record(0.5, torch.ones(2))
+    assert (len(history), history.usable_order(0.1, 2)) == (1, 0)
+
+
+def test_positions_as_near_as_a_rounding_are_one_point_and_no_nearer() -> None:
+    gap = 1e-5
+    for second, points in ((gap, 2), (-gap, 2), (math.nextafter(gap, 0), 1), (-math.nextafter(gap, 0), 1)):
+        history = History(1)
+        history.record(0.0, torch.zeros(1))
+        history.record(second, torch.ones(1))
+        assert len(history) == points
+        assert float(history.extrapolate(0.0, 0)) == 1.0
+
+
+def test_a_reach_that_equals_the_limit_is_within_it() -> None:
+    history = dyadic()
+    assert history.usable_order(0.0, 2, 1.0) == 2
+    assert history.usable_order(0.0, 2, math.nextafter(1.0, 0)) == 1
+    assert history.usable_order(0.0, 1, math.nextafter(1.0, 0)) == 0
+    # Order 0 reaches nowhere: no limit lowers it.
+    assert history.usable_order(0.0, 0, 0.0) == 0
+
+
+def test_norms_are_read_once_and_anew_after_a_point() -> None:
+    history = History(1)
+    assert (history.pending_norms, history.norms) == (None, [])
+    history.record(1.0, torch.tensor([3.0, 4.0]))
+    assert history.pending_norms is not None
+    assert history.pending_norms.tolist() == [5.0]
+    history.norms = [6.0]  # what all processes agreed on
+    assert (history.pending_norms, history.norms) == (None, [6.0])
+    history.record(0.5, torch.tensor([3.0, 4.0]))
+    assert history.norms == [5.0, 0.0]
+    assert history.pending_norms is None
+
+
+def test_from_an_output_of_nothing_any_move_is_infinite_and_none_is_none() -> None:
+    still, moving = History(1), History(1)
+    for position, height in ((1.0, 0.0), (0.5, 0.0)):
+        still.record(position, torch.full((2,), height))
+    for position, height in ((1.0, 1.0), (0.5, 0.0)):
+        moving.record(position, torch.full((2,), height))
+    assert still.displacement(0.25, 1) == 0.0
+    assert moving.displacement(0.25, 1) == math.inf
+    assert moving.displacement(0.25, 0) == 0.0
+    assert still.remainder(0.25, 0) == moving.remainder(0.25, 0) == math.inf
+
+
+def test_small_outputs_move_relative_to_themselves() -> None:
+    history = History(1)
+    for position, height in ((1.0, 0.25), (0.5, 0.125)):
+        history.record(position, torch.tensor([height]))
+    assert history.displacement(0.25, 1) == 0.5
+    assert history.remainder(0.25, 0) == 0.5
+
+
+@pytest.mark.parametrize("norms", [[math.inf, 1.0], [1.0, math.inf], [math.nan, 1.0], [1.0, math.nan]])
+def test_norms_that_are_not_finite_bear_no_reuse(norms: list[float]) -> None:
+    history = History(1)
+    history.record(1.0, torch.ones(1))
+    history.record(0.5, torch.ones(1))
+    history.norms = norms
+    assert math.isnan(history.displacement(0.25, 1))
+    if norms[0] != math.inf:
+        assert history.remainder(0.25, 0) == math.inf
