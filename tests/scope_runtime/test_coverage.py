@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def test_video_to_video_is_exact(pipe: Any) -> None:
     with exact(other) as scope:
         assert (video_to_video(other) - stock).abs().max() <= 1e-4
     assert scope.report.evaluations < scope.report.stock_evaluations
-    assert Settings.of(other, video=[IMAGE], **CALL).prefix
+    assert Settings.of(other, video=[IMAGE], **CALL | {"overlap_history": 9}).prefix
 
 
 @pytest.mark.parametrize("granularity", ["prefix", "step"])
@@ -426,7 +426,7 @@ def test_settings_are_those_that_a_call_runs_with(pipe: Any, mode: str) -> None:
     other = as_other(pipe, kind) if kind else pipe
     seen: list[Settings] = []
 
-    def note(actual: Settings) -> tuple[None, str]:
+    def note(actual: Settings, changes: Sequence[str]) -> tuple[None, str]:
         seen.append(actual)
         return None, ""
 
