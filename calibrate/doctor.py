@@ -87,9 +87,9 @@ def _requirements(file: StudyFile) -> Generator[Check, None, Footprint | None]:
     """The checks that can fail; gives the footprint, if there is one."""
     study = file.study
     magi = study.model.family == "magi_1"
+    yield from _checked("device", lambda: _device(study))
     fits = not magi or (yield from _checked("configuration", lambda: _configuration(file))) is not None
     weights = (yield from _checked("weights", lambda: _weights(file))) if fits else None
-    yield from _checked("device", lambda: _device(study))
     if magi and fits:
         yield from _checked("code", lambda: _code(file))
     footprint = None

@@ -259,7 +259,7 @@ def import_pipeline(checkout: Path) -> ModuleType:
     Raises:
         CalibrateError: If the checkout's code cannot be imported, or that of another checkout has been.
     """
-    checkout = checkout.resolve()
+    checkout = Path(os.path.realpath(checkout))
     folder = checkout / PACKAGE
     # The code reads it when it is imported, by default relative to the folder that it is started in.
     os.environ.setdefault("SPECIAL_TOKEN_PATH", str(checkout / "example" / "assets" / "special_tokens.npz"))

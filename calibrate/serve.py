@@ -79,7 +79,7 @@ def serve(
     command = [sys.executable, "-m", "dashboard", "--address", address, "--port", str(port)]
     command += [word for host in hosts for word in ("--allow-host", host)]
     command += ["--headless"] if headless else []
-    named = os.pathsep.join(str(folder.resolve()) for folder in caches)
+    named = os.pathsep.join(os.path.realpath(folder) for folder in caches)
     os.execve(sys.executable, command, os.environ | {STORAGE_VARIABLE: absolute, CACHES_VARIABLE: named})  # noqa: S606
 
 
@@ -90,7 +90,7 @@ def _require_installed() -> None:
 
 def _absolute(url: URL) -> str:
     if url.get_backend_name() == "sqlite":
-        url = url.set(database=str(Path(str(url.database)).resolve()))
+        url = url.set(database=os.path.realpath(str(url.database)))
     return url.render_as_string(hide_password=False)
 
 

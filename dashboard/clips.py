@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ def served(folder: Path, allowed: Sequence[Path]) -> bool:
         allowed: Folders of the user's choice.
     """
     found = _resolved(folder)
-    return found is not None and any(found.is_relative_to(root.resolve()) for root in allowed)
+    return found is not None and any(found.is_relative_to(os.path.realpath(root)) for root in allowed)
 
 
 def clip_of(row: Generation, study: Study, allowed: Sequence[Path]) -> Path | None:
@@ -38,7 +39,7 @@ def clip_of(row: Generation, study: Study, allowed: Sequence[Path]) -> Path | No
         return None
     shelf = ClipShelf(study.clip_folder, study.clip_megabytes)
     path = _resolved(shelf.path(row.policy or {}, row.prompt, row.seed))
-    if path is None or not path.is_relative_to(study.cache_folder.resolve()) or not path.is_file():
+    if path is None or not path.is_relative_to(os.path.realpath(study.cache_folder)) or not path.is_file():
         return None
     return path
 

@@ -130,7 +130,7 @@ class Storage:
             finally:
                 storage.close()
             return
-        folder = next(folder for folder in path.resolve().parents if folder.exists())
+        folder = next(folder for folder in Path(os.path.realpath(path)).parents if folder.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise CalibrateError(f"storage: {path} cannot be made in {folder}; choose another path.")
 
@@ -356,7 +356,7 @@ def _opening_url(url: URL, read_only: bool = False) -> URL:
     if file is None:
         return url
     mode = "ro" if read_only else str(url.query.get("mode", "rwc"))
-    return URL.create("sqlite", database=f"file:{quote(str(file.resolve()))}", query={"mode": mode, "uri": "true"})
+    return URL.create("sqlite", database=f"file:{quote(os.path.realpath(file))}", query={"mode": mode, "uri": "true"})
 
 
 def _engine_options(url: URL, read_only: bool = False) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def test_a_sound_study_passes_and_nothing_is_made(make_workplace: Make) -> None:
     assert sorted(path.name for path in workplace.folder.iterdir()) == ["pipe", "study.yaml"]
     lines = workplace.scope("doctor", "study.yaml").stdout.splitlines()
     assert len(lines) == len(checks)
-    assert lines[0].startswith("ok       weights")
+    assert lines[0].startswith("ok       device")
 
 
 def test_the_time_of_a_started_study_is_measured(finished: Workplace) -> None:
