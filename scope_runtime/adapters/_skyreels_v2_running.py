@@ -161,7 +161,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else type(value).__name__
 
 
-def windows_of(pipe: Any, given: dict[str, Any], block: int) -> tuple[int, int, int]:
+def windows_of_call(pipe: Any, given: dict[str, Any], block: int) -> tuple[int, int, int]:
     """What a call's windows are like.
 
     Args:
@@ -186,5 +186,6 @@ def windows_of(pipe: Any, given: dict[str, Any], block: int) -> tuple[int, int, 
         ready = max(ready, overlap - overlap % block)
     if given.get("last_image") is not None:
         lengths[-1] += ready  # its frames stand behind those that are asked for
-    first, last = ((frames - 1) * scale + 1 for frames in (lengths[0], lengths[-1]))
+    # Frames behind the last whole block are never denoised.
+    first, last = ((max(block, n - n % block) - 1) * scale + 1 for n in (lengths[0], lengths[-1]))
     return first, last, ready

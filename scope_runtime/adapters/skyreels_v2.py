@@ -36,7 +36,7 @@ from scope_runtime.adapters._skyreels_v2_running import (
     model_config,
     model_state,
     refuse,
-    windows_of,
+    windows_of_call,
 )
 from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
 from scope_runtime.engine import Engine, Recorder
@@ -259,7 +259,7 @@ class SkyReelsV2Attachment(NotCopied):
         block = given["causal_block_size"] or pipe.transformer.config.num_frame_per_block
         scheduler = copy.deepcopy(pipe.scheduler)
         scheduler.set_timesteps(given["num_inference_steps"])
-        first, last, ready = windows_of(pipe, given, block)
+        first, last, ready = windows_of_call(pipe, given, block)
         return Settings(
             height=given["height"],
             width=given["width"],

@@ -87,7 +87,10 @@ def test_a_study_goes_from_run_to_verify(finished: Workplace) -> None:
     assert profile.model.transformer == "VideoDiTModel"
     assert str(profile.settings.scheduler).startswith("MAGI-1(cfg_t_range=")
     assert profile.evidence["speedup_evaluations"] > 1.2
-    assert profile.evidence["exact"]["max_abs_diff"] <= 5e-5
+    exact = profile.evidence["exact"]
+    assert exact["max_abs_diff"] <= 5e-5
+    assert exact["stock_rounding"] > 0
+    assert exact["holds"] is True
     front = json.loads(finished.scope("front", "study.yaml", "--json").stdout)
     assert front[0]["speedup_evaluations"] > 1.2
     exported = finished.scope("export", "study.yaml", "--target-speedup", "1.1", "--output", "other.json")
