@@ -13,7 +13,7 @@ dashboard: $(VENV)/.dashboard
 	$(BIN)/scope-calibrate dashboard --storage sqlite:///runs/reference.db $(OPTIONS)
 
 test: $(VENV)/.dev browser lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # The browser tests need Debian's chromium; where it cannot be installed they are skipped, and say so.
 browser:
