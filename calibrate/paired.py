@@ -177,13 +177,15 @@ def stock_rounding(
         narrator: Told of the result.
 
     Returns:
-        The largest absolute difference of the latents; None where the rounding cannot be changed.
+        The largest absolute difference of the latents; None where the rounding cannot be changed or shows in nothing.
     """
     furthest = max(pairs, key=lambda pair: pair.max_abs_diff)
     rounded = target.denoise_otherwise(furthest.case)
     if rounded is None:
         return None
     difference = float((rounded - latents[furthest.case]).abs().max())
+    if difference == 0:
+        return None
     narrator.say(
         f"Exact mode is within {furthest.max_abs_diff:.1e} of stock, stock with other rounding within {difference:.1e}"
     )

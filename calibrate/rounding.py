@@ -18,10 +18,11 @@ EXACT_MULTIPLE = 10.0
 """Exact mode is held within so many times what stock differs from itself by when its sums are reversed."""
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PRODUCTS = (torch.matmul, torch.bmm, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
 class ReversedSums(TorchFunctionMode):
-    """While entered, linear layers and attention add up their products from the last to the first.
+    """While entered, linear layers, products of matrices and attention add up from the last term to the first.
 
     The result is the same but for rounding, on every device and in every data type, and each layer rounds as often as
     it did before. Costs the memory of one layer's reversed weights and inputs at a time. Weights that are stored in a
@@ -44,6 +45,8 @@ class ReversedSums(TorchFunctionMode):
             return self._linear(*args, **kwargs)
         if func is functional.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
+        if func in _PRODUCTS and not kwargs:
+            return self._product(func, *args)
         return func(*args, **kwargs)
 
     def _linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -51,6 +54,12 @@ class ReversedSums(TorchFunctionMode):
             return functional.linear(input, weight, bias)
         self.reversed += 1
         return functional.linear(input.flip(-1), weight.flip(-1), bias)
+
+    def _product(self, func: Callable[..., Any], one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        if type(one) not in _PLAIN or type(other) not in _PLAIN:
+            return func(one, other)
+        self.reversed += 1
+        return func(one.flip(-1), other.flip(-2 if other.dim() > 1 else -1))
 
     def _attention(self, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.reversed += 1

@@ -26,14 +26,15 @@ def test_sums_are_the_same_but_for_rounding(dtype: torch.dtype) -> None:
     weight, x = (torch.randn(shape, generator=chance).to(dtype) for shape in ((300, 500), (1000, 500)))
     heads = torch.randn(3, 1, 4, 60, 64, generator=chance).to(dtype).unbind()
     layer, attend = torch.nn.functional.linear, torch.nn.functional.scaled_dot_product_attention
-    plain = layer(x, weight), attend(*heads)
+    plain = layer(x, weight), attend(*heads), x @ weight.T
     with ReversedSums() as other:
-        rounded = layer(x, weight), attend(*heads)
-    assert other.reversed == 2
+        rounded = layer(x, weight), attend(*heads), x @ weight.T
+    assert other.reversed == 3
     for one, two in zip(plain, rounded, strict=True):
         assert two.dtype == dtype
         assert (one - two).abs().max() <= 8 * torch.finfo(dtype).eps * one.abs().max()
     assert not torch.equal(plain[0], rounded[0])
+    assert not torch.equal(plain[2], rounded[2])
     if dtype == torch.float32:
         assert not torch.equal(plain[1], rounded[1])
     else:
