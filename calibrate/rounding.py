@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-EXACT_MULTIPLE = 10.0
+EXACT_MULTIPLE = 4.0
 """Exact mode is held within so many times what stock differs from itself by when its sums are reversed."""
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
