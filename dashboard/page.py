@@ -208,8 +208,7 @@ def _over(floors: Floors, figures: dict[str, float], name: str) -> str | None:
     short = floors.shortfalls(figures, margin=True).get(name)
     if short is None:
         return None
-    margin = f" + {floors.safety_margin_db:g} dB" if floors.safety_margin_db else ""
-    return f"{-short:+.1f} {'over' if short <= 0 else 'under'} floor{margin}"
+    return f"{-short:+.1f}, floor {figures[name] + short:.3g}"  # short enough for a tile
 
 
 def _note_missing(names: list[str]) -> None:
