@@ -469,3 +469,19 @@ def test_a_short_last_window_runs_under_its_profile_and_another_one_does_not(pip
         latents(pipe, num_frames=21)
     assert profile.settings.mismatches(Settings.of(pipe, **CALL | LONG)) == []
     assert Settings.of(pipe, **CALL | LONG).mismatches(profile.settings) == ["last_num_frames is 21, calibrated for 33"]
+
+
+def test_who_runs_is_told_by_name_and_not_by_where_it_was_loaded_from(pipe: Any) -> None:
+    identity = ModelIdentity.of(pipe)
+    assert (identity.pipeline, identity.transformer) == (
+        "SkyReelsV2DiffusionForcingPipeline",
+        "SkyReelsV2Transformer3DModel",
+    )
+    moved = tiny_pipeline()
+    moved.transformer.register_to_config(_name_or_path="elsewhere")
+    assert ModelIdentity.of(moved) == identity
+
+
+def test_the_least_condition_noise_is_noise(pipe: Any) -> None:
+    assert Settings.of(pipe, **CALL | LONG | {"addnoise_condition": 1}).noised_prefix
+    assert not Settings.of(pipe, **CALL | LONG | {"addnoise_condition": 0}).noised_prefix
