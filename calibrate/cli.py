@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +45,7 @@ MinSsim = Annotated[float | None, typer.Option(help="Lowest mean SSIM.")]
 MaxMemory = Annotated[str | None, typer.Option(help="Most memory that a generation may take, such as 40GB.")]
 
 _WATCH_SECONDS = 2.0
+_AGAIN_SECONDS = 0.05
 _USER_ERROR = 2
 _EVIDENCE_FAILED = 3
 _INTERRUPTED = 130
@@ -61,36 +65,35 @@ def run(
             help="Try this profile's policy and its neighbours first, or this study's best.",
         ),
     ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many devices to run on; without --ray, of this machine (GPUs, or CPU cores)."),
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="auto|HOST:PORT", help="Join this Ray cluster and take its devices.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a study to its end: baselines, search, export. A killed run is continued by the same command."""
     from calibrate import workflow
+    from calibrate.pool.pool import Where
     from calibrate.session import open_session
 
     with (
-        _explained(f"scope-calibrate run {study}"),
+        _explained(shlex.join(["scope-calibrate", "run", str(study), *_told_where(devices, ray)])),
         _terminable(),
         Narrator() as narrator,
         open_session(study, narrator, create=True) as session,
     ):
         session.file.aim(target_speedup=target_speedup, min_psnr=min_psnr, min_ssim=min_ssim, max_memory=max_memory)
-        exported = workflow.run(session, warm_start)
+        with _table_beside_failure():
+            exported = workflow.run(session, warm_start, Where(devices, ray))
     _show_export(exported.to_dict(), as_json)
 
 
-@app.command()
-def worker(study: StudyPath) -> None:
-    """Take part in a study's baselines and search. Start as many as there are devices; any of them may be killed."""
-    from calibrate import workflow
-    from calibrate.session import open_session
-
-    with (
-        _explained(f"scope-calibrate worker {study}"),
-        _terminable(),
-        Narrator() as narrator,
-        open_session(study, narrator, create=True) as session,
-    ):
-        workflow.work(session)
+def _told_where(devices: int | None, ray: str | None) -> list[str]:
+    told = [] if devices is None else ["--devices", str(devices)]
+    return told if ray is None else [*told, "--ray", ray]
 
 
 @app.command()
@@ -98,7 +101,7 @@ def doctor(study: StudyPath, as_json: AsJson = False) -> None:
     """Check all of a study that can be checked before it runs; exit code 2 if a check fails."""
     with _explained():
         from calibrate.doctor import examine
-        from calibrate.study_file import StudyFile
+        from calibrate.study.study_file import StudyFile
 
         file = StudyFile(study)
         checks = []
@@ -187,7 +190,9 @@ def compare(
     if any(entry["set_apart"]["candidates"] for entry in compared):
         told = (_told_set_apart(entry["set_apart"]) if entry["set_apart"]["candidates"] else "" for entry in compared)
         table.add_row("measured before", *told)
-    table.add_row("best", *(_describe(entry["best"]) if entry["best"] else "none yet" for entry in compared))
+    table.add_row(
+        "best on search prompts", *(_describe(entry["best"]) if entry["best"] else "none yet" for entry in compared)
+    )
     table.add_row("held out", *(_describe_evidence(entry["exported"]) for entry in compared))
     for setting in compared[0]["differing_settings"]:
         table.add_row(setting, *(str(entry["differing_settings"][setting]) for entry in compared))
@@ -201,10 +206,10 @@ def generations(
     output: Annotated[Path | None, typer.Option(help="A file; else standard output.")] = None,
 ) -> None:
     """List every generation of a study with its settings, cost, figures and environment."""
+    from calibrate.export.listing import FORMATS, render
     from calibrate.files import write_atomically
-    from calibrate.listing import FORMATS, render
-    from calibrate.outputs import require_file
     from calibrate.session import open_session
+    from calibrate.study.outputs import require_file
 
     if form not in FORMATS:
         raise typer.BadParameter(f"--format: {form!r} is not known; write csv or json")
@@ -235,8 +240,8 @@ def _status_table(state: dict[str, Any]) -> Table:
     table = Table("", "", show_header=False, title=f"Study {state['study']}")
     table.add_row(
         "candidates",
-        f"{state['candidates']} of {state['budget_trials']}, {state['feasible']} above the floors with their margin of "
-        f"{state['margin_db']:g} dB",
+        f"{state['candidates']} of {state['budget_trials']}, {state['feasible']} above the floors"
+        + (f" with their margin of {state['margin_db']:g} dB" if state["margin_db"] else ""),
     )
     if state["set_apart"]["candidates"]:
         table.add_row("measured before", _told_set_apart(state["set_apart"]))
@@ -247,7 +252,15 @@ def _status_table(state: dict[str, Any]) -> Table:
     )
     table.add_row("trials", ", ".join(f"{count} {name}" for name, count in state["trials"].items()))
     table.add_row("generations", ", ".join(f"{count} {kind}" for kind, count in state["generations"].items()))
-    table.add_row("best", _describe(state["best"]) if state["best"] else "none above the floors yet")
+    if state["guarantee_equivalents"]:
+        table.add_row("spent on the guarantee", f"{state['guarantee_equivalents']:.1f} full generations in all")
+    table.add_row("best on search prompts", _describe(state["best"]) if state["best"] else "none above the floors yet")
+    if state["guarantee"]:
+        best = state["guarantee"]["best"]
+        told = f"trial {best['trial']}, {best['speedup_evaluations']:.2f}x" if best else "not passed by any policy yet"
+        table.add_row("guarantee", f"{told}: {state['guarantee']['statement']}")
+    if state["exported"]:
+        table.add_row("held out, newest profile", _describe_evidence(state["exported"]))
     for indicator, fit in state["change_maps"].items():
         rank = fit["rank_correlation"]
         table.add_row(
@@ -256,11 +269,23 @@ def _status_table(state: dict[str, Any]) -> Table:
             f"{fit['pairs']} pairs from {fit['prompts']} prompts",
         )
     table.add_row("profiles", "\n".join(record["path"] for record in state["profiles"]) or "none yet")
-    table.add_row("workers", f"{state['workers']} at work")
+    table.add_row("run by", _told_driver(state["driver"]))
     table.add_row("failures", "\n".join(f"{count} x {reason}" for reason, count in state["failures"].items()) or "none")
     table.add_row("last activity", str(state["last_activity"]))
     table.add_row("storage", state["storage"])
     return table
+
+
+def _told_driver(driver: dict[str, Any] | None) -> str:
+    if driver is None:
+        return "nobody at the moment"
+    left = driver["seconds_left"]
+    told = "" if left is None else f", about {timedelta(seconds=round(left))} left"
+    lines = [f"process {driver['process']} on {driver['host']}: {driver['stage']}{told}"]
+    for device in driver["devices"]:
+        since = timedelta(seconds=max(0, round(time.time() - device["since"])))
+        lines.append(f"{device['device']}: {device['doing']} ({since})")
+    return "\n".join(lines)
 
 
 @app.command()
@@ -283,15 +308,20 @@ def front(
         _print_json(results)
         return
     title = "Front" + (f" (PSNR: {results[0]['psnr']})" if results else "")
-    table = Table("trial", "fewer evaluations", "PSNR dB", "worst prompt dB", "SSIM", "floors", title=title)
+    scores = list(floors.scores)
+    table = Table(
+        "trial", "kind", "fewer evaluations", "PSNR dB", "worst prompt dB", "SSIM", *scores, "floors", title=title
+    )
     for result in results:
         figures = result["figures"]
         table.add_row(
             str(result["trial"]),
+            result["kind"],
             f"{result['speedup_evaluations']:.2f}x",
             f"{figures['psnr_db']:.1f}",
             f"{figures['psnr_worst_prompt_db']:.1f}",
             f"{figures['ssim']:.3f}",
+            *(_score(figures, name) for name in scores),
             result["stopped"] or ("met" if result["feasible"] else f"misses {' and '.join(result['missed'])}"),
         )
     table.caption = f"Floors are met{floors.with_margin}" if floors.with_margin else None
@@ -311,6 +341,14 @@ def export(
     trial: Annotated[
         int | None, typer.Option(help="This trial's policy, whatever the rule and the floors say.")
     ] = None,
+    promise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FLOOR_DB,SHARE",
+            help="This promise of the table, such as 28,0.8, in place of the study's guarantee; tested at a confidence "
+            "that is corrected for the table's size.",
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The profile's path; else the study's.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -321,8 +359,92 @@ def export(
     with _explained(), Narrator() as narrator, open_session(study, narrator) as session:
         session.file.aim(target_speedup=target_speedup, min_psnr=min_psnr, min_ssim=min_ssim, max_memory=max_memory)
         settings = session.file.export_settings(rule, output)
-        exported = workflow.export(session, settings, trial)
+        with _table_beside_failure():
+            exported = workflow.export(session, settings, trial, _floor_and_share(promise))
     _show_export(exported.to_dict(), as_json)
+
+
+def _floor_and_share(promise: str | None) -> tuple[float, float] | None:
+    """The two numbers of ``--promise``."""
+    if promise is None:
+        return None
+    try:
+        floor, share = (float(part) for part in promise.split(","))
+    except ValueError as error:
+        raise CalibrateError(
+            f"--promise: {promise!r} is not a floor in dB and a share; write them as 28,0.8."
+        ) from error
+    return floor, share
+
+
+@app.command()
+def promises(study: StudyPath, as_json: AsJson = False) -> None:
+    """Show what can be promised of prompts that nobody has seen, by what was measured on the guarantee cases."""
+    from calibrate import overview
+    from calibrate.session import open_session
+
+    with _explained(), open_session(study, Narrator()) as session:
+        table = overview.promises(session).to_dict()
+    if as_json:
+        _print_json(table)
+    else:
+        _print_promises(table, PlainConsole())
+
+
+@contextmanager
+def _table_beside_failure() -> Iterator[None]:
+    """Shows what can be promised where what was asked for cannot."""
+    from calibrate.export.export import NothingPromised
+
+    try:
+        yield
+    except NothingPromised as error:
+        _print_promises(error.table.to_dict(), PlainConsole(stderr=True))
+        raise
+
+
+def _print_promises(promised: dict[str, Any], console: PlainConsole) -> None:
+    """The study's own wish, and the table of others."""
+    own = "the study's guarantee" if promised["declared"] else "the study's guarantee, changed after it was tested"
+    told = f"trial {promised['best']['trial']} passed" if promised["best"] else "no policy has passed"
+    console.print(f"Asked for ({own}): {promised['statement']} {told[0].upper()}{told[1:]}.", highlight=False)
+    tested = Table("trial", "fewer evaluations", "cases", "misses", "guarantee", title="Tested, careful ones first")
+    for entry in promised["policies"]:
+        passed = {True: "passed", False: "failed", None: "open" if entry["measured"] else "not tested"}[entry["passed"]]
+        speedup = entry["speedup_evaluations"]
+        tested.add_row(
+            str(entry["trial"]), f"{speedup:.2f}x" if speedup else "", f"{entry['measured']} of {promised['cases']}",
+            str(entry["misses"]), entry["failed"] or passed,
+        )  # fmt: skip
+    console.print(tested)
+    cells = promised["cells"]
+    shares = sorted({cell["share"] for cell in cells})
+    table = Table("every prompt's PSNR", *(f"{share:g} of prompts" for share in shares), title="What can be promised")
+    for floor in sorted({cell["floor_db"] for cell in cells}):
+        row = {cell["share"]: _told_cell(cell, promised["cases"]) for cell in cells if cell["floor_db"] == floor}
+        table.add_row(f"{floor:g} dB", *(row.get(share, "the guarantee") for share in shares))
+    table.caption = (
+        f"The fastest policy that passes at confidence {promised['confidence']:.4g}; with *, the fastest that does at "
+        f"{promised['corrected_confidence']:.4g}, which is corrected for picking one of {promised['corrected_for']} "
+        "after looking: export that with --promise"
+    )
+    console.print(table)
+    if promised["likeness"] is not None:
+        told = promised["likeness"]["told"]
+        console.print(f"{told[0].upper()}{told[1:]}.", highlight=False)
+
+
+def _told_cell(cell: dict[str, Any], cases: int) -> str:
+    """The fastest policy that passes, and the one that does for who picks it after looking."""
+    best, corrected = (cell[name] for name in ("best", "corrected_best"))
+    if cell["takes"] > cases:
+        return f"takes {cell['takes']} cases"
+    if best is None and corrected is None:
+        return "none"
+    told = [] if best is None or best == corrected else [f"{best['speedup_evaluations']:.2f}x (trial {best['trial']})"]
+    if corrected is not None:
+        told.append(f"{corrected['speedup_evaluations']:.2f}x* (trial {corrected['trial']})")
+    return ", ".join(told)
 
 
 @app.command()
@@ -335,22 +457,36 @@ def verify(
         Path | None,
         typer.Option(help="The pipeline's folder, in place of the study's; or without a study, for recorded prompts."),
     ] = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option(metavar="CASES.yaml|json", help="A list of further {prompt, seed} to measure and count."),
+    ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 unless the profile's evidence was checked and holds.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit with 3 unless the profile's evidence was checked and holds, and no promise of it is broken.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a profile again on this machine, on held-out prompts: stock, exact and SCOPE in one run."""
     from calibrate import workflow
+    from calibrate.study.cases_file import read_cases
 
     with _explained(), Narrator() as narrator:
-        figures = workflow.verify(profile, study, model, narrator)
+        further = read_cases(cases) if cases is not None else ()
+        figures = workflow.verify(profile, study, model, narrator, further)
     if as_json:
         _print_json(figures)
     else:
         _print_figures(figures)
+        _print_missed(figures["told_missed"] or ())
+        _print_further([case for case in figures["cases"] if case["further"]])
         _print_recheck(figures["evidence"])
-    if strict and not (figures["evidence"] or {}).get("holds"):
+        _print_promise(figures["promise"])
+    broken = (figures["promise"] or {}).get("broken", False)
+    if strict and (broken or not (figures["evidence"] or {}).get("holds")):
         raise typer.Exit(_EVIDENCE_FAILED)
 
 
@@ -394,7 +530,7 @@ def _explained(continue_with: str | None = None) -> Iterator[None]:
     from calibrate.failures import explained
 
     try:
-        with explained():
+        with explained(), _heard_again():
             yield
     except CalibrateError as error:
         print(f"Error: {printable(error)}", file=sys.stderr)
@@ -403,6 +539,26 @@ def _explained(continue_with: str | None = None) -> Iterator[None]:
         hint = f" Everything measured is kept; continue with `{continue_with}`." if continue_with else ""
         print(f"Stopped.{hint}", file=sys.stderr)
         raise typer.Exit(_INTERRUPTED) from None
+
+
+@contextmanager
+def _heard_again() -> Iterator[None]:
+    """Repeats a Ctrl-C that Python drops because it came while a weak reference's callback or a finaliser ran."""
+    before = sys.unraisablehook
+    main = threading.main_thread().ident or 0
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            # From a moment later on: here it would be dropped once more.
+            threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (main, signal.SIGINT)).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager
@@ -435,15 +591,22 @@ def _show_export(exported: dict[str, Any], as_json: bool) -> None:
             "The policy was measured on the search prompts by an earlier program: its PSNR there is the "
             f"{_psnr_meaning(searched)}. The held-out figures are new."
         )
-    for missed in exported["told_missed"]:
-        console.print(
-            Text.assemble(
-                (f"The held-out prompts miss the floor {missed}.", "bold"),
-                " The profile says so. Raise floors.safety_margin_db and run the study again.",
-            )
-        )
+    guarantee = exported["evidence"].get("guarantee")
+    mend = "" if guarantee else " Raise floors.safety_margin_db and run the study again."
+    _print_missed(exported["told_missed"], f" The profile says so.{mend}")
+    if exported["promises"]:
+        _print_promises(exported["promises"], console)
+    if guarantee:
+        console.print(f"Promised: {guarantee['statement']} {guarantee['assumption']}", highlight=False)
+        _print_counted(exported["promise"])
     for name in ("profile", "clip", "plot"):
         console.print(f"{name:8} {exported[name]}", highlight=False)
+
+
+def _print_missed(told: Sequence[str], mend: str = "") -> None:
+    """The floors that held-out prompts miss."""
+    for missed in told:
+        PlainConsole().print(Text.assemble((f"The held-out prompts miss the floor {missed}.", "bold"), mend))
 
 
 def _print_figures(figures: dict[str, Any]) -> None:
@@ -526,6 +689,49 @@ def _print_recheck(evidence: dict[str, Any] | None) -> None:
         )
 
 
+def _score(figures: dict[str, float], name: str) -> str:
+    """The mean of a score, or that there is none."""
+    from calibrate.spec.score_floor import score_figure
+
+    found = figures.get(score_figure(name, "mean"))
+    return "not measured" if found is None else f"{found:.3g}"
+
+
+def _print_further(cases: list[dict[str, Any]]) -> None:
+    """The further cases, one by one."""
+    if not cases:
+        return
+    table = Table("prompt", "fewer evaluations", "PSNR dB", "SSIM", "promise", title=f"{len(cases)} further prompts")
+    for case in cases:
+        kept = "" if "missed" not in case else f"misses {' and '.join(case['missed'])}" if case["missed"] else "held"
+        table.add_row(
+            f"{case['prompt']} (seed {case['seed']})", f"{case['speedup_evaluations']:.2f}x", f"{case['psnr_db']:.1f}",
+            f"{case['ssim']:.3f}", kept,
+        )  # fmt: skip
+    PlainConsole().print(table)
+
+
+def _print_promise(promise: dict[str, Any] | None) -> None:
+    """What was promised, and whether that can be, going by what was counted."""
+    if promise is not None:
+        PlainConsole().print(f"Promised: {promise['statement']}", highlight=False)
+        _print_counted(promise)
+
+
+def _print_counted(promise: dict[str, Any]) -> None:
+    console = PlainConsole()
+    counted = f"of {promise['n']} prompts that it was not tested on, {promise['held']} hold the floors"
+    if promise["broken"]:
+        console.print(
+            f"The promise is broken: {counted}; so few, or fewer, would be seen {100 * promise['chance']:.2g} times in "
+            f"100 if {promise['share']:g} of all prompts did.",
+            style="bold",
+            highlight=False,
+        )
+    else:
+        console.print(f"{counted[0].upper()}{counted[1:]}, which the promise does not exclude.", highlight=False)
+
+
 def _describe_evidence(evidence: dict[str, Any] | None) -> str:
     if evidence is None:
         return "nothing exported"
@@ -534,16 +740,18 @@ def _describe_evidence(evidence: dict[str, Any] | None) -> str:
 
 def _psnr_meaning(record: dict[str, Any]) -> str:
     """What PSNR means in a profile's evidence or a result."""
-    from calibrate.quality import metric_version, psnr_meaning
+    from calibrate.quality.metrics import metric_version, psnr_meaning
 
     return psnr_meaning(metric_version(record))
 
 
 def _describe(result: dict[str, Any]) -> str:
+    from calibrate.results.result import told_scores
+
     figures = result["figures"]
     return (
-        f"trial {result['trial']}: {result['speedup_evaluations']:.2f}x fewer evaluations, "
-        f"{figures['psnr_db']:.1f} dB, worst prompt {figures['psnr_worst_prompt_db']:.1f} dB"
+        f"trial {result['trial']} ({result['kind']}): {result['speedup_evaluations']:.2f}x fewer evaluations, "
+        f"{figures['psnr_db']:.1f} dB, worst prompt {figures['psnr_worst_prompt_db']:.1f} dB{told_scores(figures)}"
     )
 
 

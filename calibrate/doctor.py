@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
-import transformers
 from sqlalchemy import select
 
-from calibrate.devices import has_device, require_device
 from calibrate.errors import CalibrateError
-from calibrate.footprint import Footprint, footprint_of, pipeline_weights, read_config, stored_parameters
-from calibrate.magi_1_checkout import Checkout, special_tokens
-from calibrate.outputs import existing, require_cache, require_profile_path
-from calibrate.scores import Scores
+from calibrate.families import family_of
+from calibrate.families.check import Check
+from calibrate.families.devices import has_device, require_device
+from calibrate.families.family import Checks
+from calibrate.families.footprint import Footprint
+from calibrate.families.weights import stored_parameters
+from calibrate.quality.scores import Scores
+from calibrate.results.guarantee import share_test
+from calibrate.results.likeness import Likeness
+from calibrate.results.promises import refuse_too_few
+from calibrate.spec.guarantee import Guarantee
 from calibrate.store import Generation as GenerationRecord
-from calibrate.store import Storage, StudyRecord, masked_url, recorded, refuse_changes
-from calibrate.study_file import Study, StudyFile
-
-State = Literal["ok", "warning", "failed"]
+from calibrate.store import Storage, Store, StudyRecord, masked_url, recorded, refuse_changes
+from calibrate.study.outputs import existing, require_cache, require_profile_path
+from calibrate.study.promised import recorded_promises
+from calibrate.study.study_file import Study, StudyFile
 
 _GIB = 2**30
 # Activations, the decoder and the allocator's reserve come on top of weights and context.
@@ -37,27 +41,6 @@ _CANDIDATE_SHARE, _EXACT_SHARE = 1 / 3, 2 / 3
 # Large transformers reach this share of what a plain matrix product reaches, from worst to best.
 _EFFICIENCY = (0.25, 0.9)
 _PROBE_SECONDS = 0.3
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one check found.
-
-    Attributes:
-        name: What was checked.
-        state: `failed` would stop the study, `warning` may spoil it.
-        message: One sentence; with the mend unless all is well.
-        figures: The numbers behind it; bytes, seconds or counts.
-    """
-
-    name: str
-    state: State
-    message: str
-    figures: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON form."""
-        return {"name": self.name, "state": self.state, "message": self.message, "figures": self.figures}
 
 
 def examine(file: StudyFile) -> Iterator[Check]:
@@ -72,30 +55,34 @@ def examine(file: StudyFile) -> Iterator[Check]:
         yield from _checked("time", lambda: _time(file.study, shapes))
 
 
-def refuse_unsound(file: StudyFile) -> None:
+def refuse_unsound(file: StudyFile, *, elsewhere: bool = False) -> None:
     """Makes the checks of `examine` that can fail: what would stop a study stops it before anything is computed.
+
+    Args:
+        file: The study.
+        elsewhere: Whether it runs on other machines than this one, whose device and memory then say nothing.
 
     Raises:
         CalibrateError: With what the first failed check says.
     """
     for check in _requirements(file):
-        if check.state == "failed":
+        if check.state == "failed" and not (elsewhere and check.name in ("device", "memory")):
             raise CalibrateError(check.message)
 
 
 def _requirements(file: StudyFile) -> Generator[Check, None, Footprint | None]:
     """The checks that can fail; gives the footprint, if there is one."""
     study = file.study
-    magi = study.model.family == "magi_1"
+    family, model = family_of(study.model), (file.model_path, study.model, study.generation)
     yield from _checked("device", lambda: _device(study))
-    fits = not magi or (yield from _checked("configuration", lambda: _configuration(file))) is not None
-    weights = (yield from _checked("weights", lambda: _weights(file))) if fits else None
-    if magi and fits:
-        yield from _checked("code", lambda: _code(file))
+    weights = None
+    if (yield from _all_passed(family.first_checks(*model))):
+        weights = yield from _checked("weights", lambda: _weights(file))
+        yield from _all_passed(family.further_checks(*model))
     footprint = None
     if weights is not None:
         try:
-            footprint = footprint_of(file.model_path, study.model, study.generation)
+            footprint = family.footprint(*model)
         except CalibrateError as error:
             yield Check("settings", "failed", str(error))
     if footprint is not None and weights is not None:
@@ -105,6 +92,9 @@ def _requirements(file: StudyFile) -> Generator[Check, None, Footprint | None]:
         yield from _checked("disk", lambda: _disk(study, shapes))
     yield from _checked("export", lambda: _export(file))
     yield from _checked("prompts", lambda: _prompts(file))
+    if study.guarantee is not None:
+        guarantee = study.guarantee
+        yield from _checked("guarantee", lambda: _guarantee(guarantee, study))
     yield from _checked("database", lambda: _database(study))
     if study.quality.scores:
         yield from _checked("scores", lambda: _scores(study))
@@ -121,27 +111,12 @@ def _checked(name: str, check: Callable[[], Check]) -> Generator[Check, None, Ch
     return found if found.state != "failed" else None
 
 
-def _checkout(file: StudyFile) -> Checkout:
-    return Checkout(file.model_path, file.study.model, file.study.generation)
-
-
-def _configuration(file: StudyFile) -> Check:
-    """What MAGI-1's configuration says, which is held against the study."""
-    checkout = _checkout(file)
-    runtime = checkout.config.runtime
-    return Check(
-        "configuration",
-        "ok",
-        f"{checkout.path.name}: chunks of {runtime.chunk_width} latent frames, {runtime.cfg_number} guidance branches",
-    )
-
-
-def _code(file: StudyFile) -> Check:
-    """Whether MAGI-1's code can be imported, and what the environment makes it put before every prompt."""
-    package, _ = _checkout(file).code()
-    tokens = special_tokens(package)
-    said = ", ".join(tokens) or "none (the official run.sh sets PAD_HQ=1 and PAD_DURATION=1)"
-    return Check("code", "ok", f"can be imported; tokens before every prompt: {said}", {"special_tokens": tokens})
+def _all_passed(checks: Checks) -> Generator[Check, None, bool]:
+    """Yields what checks find, up to the first that fails."""
+    for name, check in checks.items():
+        if (yield from _checked(name, check)) is None:
+            return False
+    return True
 
 
 def _weights(file: StudyFile) -> Check:
@@ -158,34 +133,8 @@ def _weights(file: StudyFile) -> Check:
 
 
 def _weight_files(file: StudyFile) -> list[list[Path]]:
-    """The files with the weights of each model that a generation keeps on its device, the transformer's first."""
-    if file.study.model.family == "magi_1":
-        return [_checkout(file).weights]  # text encoder and VAE take turns with it
-    return _diffusers_weights(file)
-
-
-def _diffusers_weights(file: StudyFile) -> list[list[Path]]:
-    """Those of a pipeline's parts."""
-    folder = file.model_path
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise CalibrateError(
-            f"model.path: {folder} is not a diffusers pipeline (it has no model_index.json); check the path."
-        )
-    try:
-        held = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CalibrateError(f"model.path: {index} is damaged; download the pipeline again.") from error
-    expected = file.study.model.pipeline_class
-    if held != expected:
-        raise CalibrateError(
-            f"model.path: {folder} holds a {held}, not a {expected}; choose a diffusion-forcing "
-            "text-to-video checkpoint."
-        )
-    parts = [folder / component for component in ("transformer", "text_encoder", "vae")]
-    for part in parts:
-        read_config(part)
-    return [pipeline_weights(part, file.study.model.variant) for part in parts]
+    model = file.study.model
+    return family_of(model).weights(file.model_path, model, file.study.generation)
 
 
 def _device(study: Study) -> Check:
@@ -219,14 +168,18 @@ def _settings(footprint: Footprint) -> Check:
 def _memory(file: StudyFile, footprint: Footprint, parameters: int) -> Check:
     study = file.study
     weights, context = parameters * footprint.itemsize, footprint.context_bytes
-    need, there = weights + context, _device_bytes(study.model.device)
+    # Weights are fitted on clips in lockstep, each with a context of its own.
+    together = len(study.fit_cases) if study.search.learned is not None else 1
+    need, there = weights + together * context, _device_bytes(study.model.device)
     figures = {
         "weights_bytes": weights,
         "context_bytes": context,
+        "clips_at_once": together,
         "stock_mask_bytes": footprint.mask_bytes,
         "available_bytes": there,
     }
-    said = f"weights {_gib(weights)} and context {_gib(context)}, before activations; {_gib(there)} there"
+    times = f" for each of {together} fit_cases" if together > 1 else ""
+    said = f"weights {_gib(weights)} and context {_gib(context)}{times}, before activations; {_gib(there)} there"
     # What any policy takes at least, wherever text encoder and VAE are while it runs.
     least = stored_parameters(_weight_files(file)[0]) * footprint.itemsize + context
     ceiling = study.floors.max_memory
@@ -237,7 +190,8 @@ def _memory(file: StudyFile, footprint: Footprint, parameters: int) -> Check:
         )
     if need > there:
         raise CalibrateError(
-            f"memory: {said}; take a device with more, a smaller model.torch_dtype, or fewer frames or pixels."
+            f"memory: {said}; take a device with more, a smaller model.torch_dtype, or fewer frames"
+            f"{', pixels or fit_cases' if times else ' or pixels'}."
         )
     if need > _COMFORTABLE_SHARE * there:
         return Check("memory", "warning", f"{said}; that is tight, so try one generation first", figures)
@@ -247,10 +201,11 @@ def _memory(file: StudyFile, footprint: Footprint, parameters: int) -> Check:
 def _disk(study: Study, footprint: Footprint) -> Check:
     require_cache(study)
     there = sum(path.stat().st_size for path in study.cache_folder.glob("*.safetensors"))
-    need = max(0, footprint.baseline_bytes * len(study.search_cases) - there)
+    cases = len(study.search_cases) + len(study.guarantee_cases) + len(study.fit_cases) * bool(study.search.learned)
+    need = max(0, footprint.baseline_bytes * cases - there)
     free = shutil.disk_usage(existing(study.cache_folder)).free
     figures = {"need_bytes": need, "free_bytes": free}
-    said = f"baselines of {len(study.search_cases)} cases take about {_gib(need)}; {_gib(free)} free"
+    said = f"baselines of {cases} cases take about {_gib(need)}; {_gib(free)} free"
     if there:
         said = f"{_gib(there)} of baselines are there; {said}"
     if need > free:
@@ -268,31 +223,38 @@ def _export(file: StudyFile) -> Check:
 def _prompts(file: StudyFile) -> Check:
     study = file.study
     figures = {"search_cases": len(study.search_cases), "held_out_cases": len(study.held_out_cases)}
-    if study.model.family == "magi_1":
-        return _enough_prompts(figures)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(file.model_path / "tokenizer", local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CalibrateError("model.path: its tokenizer cannot be loaded; download the pipeline again.") from error
-    limit = study.generation.max_sequence_length
-    for case in (*study.search_cases, *study.held_out_cases):
-        length = len(tokenizer(case.prompt)["input_ids"])
-        if length > limit:
-            return Check(
-                "prompts",
-                "warning",
-                f"{case.prompt[:40]!r}... has {length} tokens and is cut to generation.max_sequence_length {limit}; "
-                "shorten it or raise the limit",
-                figures,
-            )
-    return _enough_prompts(figures)
-
-
-def _enough_prompts(figures: dict[str, Any]) -> Check:
+    cases = (*study.search_cases, *study.held_out_cases, *study.fit_cases, *study.guarantee_cases)
+    prompts = [case.prompt for case in cases]
+    cut = family_of(study.model).cut_prompt(file.model_path, study.model, study.generation, prompts)
+    if cut is not None:
+        return Check("prompts", "warning", cut, figures)
     said = f"{figures['search_cases']} to search on, {figures['held_out_cases']} held out"
     if min(figures.values()) < _FEW_PROMPTS:
         return Check("prompts", "warning", f"{said}; prompts differ a lot, so use three or more of each", figures)
     return Check("prompts", "ok", said, figures)
+
+
+def _guarantee(guarantee: Guarantee, study: Study) -> Check:
+    cases = len(study.guarantee_cases)
+    refuse_too_few(guarantee, cases)
+    test = share_test(cases, guarantee.share, guarantee.confidence)
+    assert test is not None
+    said = f"{cases} cases to test a share of {guarantee.share:g} with confidence {guarantee.confidence:g}"
+    said += f": {test.misses} of the first {test.cases} may miss"
+    figures: dict[str, Any] = {"cases": cases, "tested": test.cases, "allowed_misses": test.misses}
+    likeness = _likeness(study)
+    if likeness is None:
+        return Check("guarantee", "ok", said, figures)
+    figures["likeness"] = asdict(likeness)
+    return Check("guarantee", "ok" if likeness.alike else "warning", f"{said}; {likeness.told()}", figures)
+
+
+def _likeness(study: Study) -> Likeness | None:
+    """Search prompts beside guarantee prompts, if this study has tested policies on both."""
+    with _opened(study) as storage:
+        record = recorded(storage, study.name) if storage else None
+        table = recorded_promises(Store(storage, record), study) if storage and record else None
+        return table.likeness if table else None
 
 
 def _database(study: Study) -> Check:
@@ -326,7 +288,9 @@ def _opened(study: Study) -> Iterator[Storage | None]:
 
 def _scores(study: Study) -> Check:
     Scores(study.quality.scores)
-    return Check("scores", "ok", ", ".join(score.name for score in study.quality.scores))
+    asked = ", ".join(f"{score.name}{' (slow)' if score.slow else ''}" for score in study.floor_scores)
+    told = ", ".join(score.name for score in study.quality.scores)
+    return Check("scores", "ok", told + (f"; measured on candidates, for floors: {asked}" if asked else ""))
 
 
 def _time(study: Study, footprint: Footprint) -> Check:
@@ -353,11 +317,11 @@ def _time(study: Study, footprint: Footprint) -> Check:
         return Check(
             "time",
             "warning",
-            f"about {span} with one worker ({basis}), more than budget.minutes {limit:g} allows; raise it, lower "
-            "budget.trials or start more workers",
+            f"about {span} with one device ({basis}), more than budget.minutes {limit:g} allows; raise it, lower "
+            "budget.trials or take more --devices",
             figures,
         )
-    return Check("time", "ok", f"about {span} with one worker ({basis})", figures)
+    return Check("time", "ok", f"about {span} with one device ({basis})", figures)
 
 
 def _equivalents(study: Study) -> float:
@@ -366,7 +330,13 @@ def _equivalents(study: Study) -> float:
     if study.budget.equivalents is not None:
         searched = min(searched, study.budget.equivalents)
     held_out = 1 + _EXACT_SHARE + _CANDIDATE_SHARE
-    return len(study.search_cases) * searched + len(study.held_out_cases) * held_out
+    most_policies = study.guarantee.most_policies if study.guarantee else 0
+    guaranteed = 1 + most_policies * _CANDIDATE_SHARE
+    return (
+        len(study.search_cases) * searched
+        + len(study.held_out_cases) * held_out
+        + len(study.guarantee_cases) * guaranteed
+    )
 
 
 def _measured_seconds(study: Study) -> float | None:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from calibrate.errors import CalibrateError
 from calibrate.files import file_failure
-from calibrate.store import DatabaseFailed
 from scope_runtime import ScopeError, ScopeWarning
 
 
@@ -23,7 +22,7 @@ def explained() -> Iterator[None]:
         raise CalibrateError(str(error)) from error
     except (MemoryError, RuntimeError) as error:
         # It asks torch, which whoever runs out of its memory has loaded.
-        from calibrate.memory import is_out_of_memory
+        from calibrate.measure.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
@@ -38,11 +37,3 @@ def explained() -> Iterator[None]:
         place = f"{error.filename}: " if error.filename else ""
         problem = file_failure(error)
         raise CalibrateError(f"{place}{problem}." if place else f"{problem[0].upper()}{problem[1:]}.") from error
-    except (AssertionError, UnboundLocalError) as error:
-        # Optuna ends so where it could not write down how a trial ended.
-        behind: BaseException | None = error
-        while behind is not None and not isinstance(behind, DatabaseFailed):
-            behind = behind.__cause__ or behind.__context__
-        if behind is not None:
-            raise behind from error
-        raise

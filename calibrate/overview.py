@@ -12,12 +12,16 @@ from pydantic import ValidationError
 
 from calibrate.errors import CalibrateError
 from calibrate.progress import Narrator
-from calibrate.quality import METRIC_VERSION, psnr_meaning
-from calibrate.results import CHANGE_MAPS, Result, fastest, front, of_metric, survey, with_policies
+from calibrate.quality.metrics import METRIC_VERSION, psnr_meaning
+from calibrate.results.promise_table import PromiseTable
+from calibrate.results.promises import NO_GUARANTEE
+from calibrate.results.result import CHANGE_MAPS, Result, fastest, front, of_metric, survey, with_policies
 from calibrate.session import Session, open_session
 from calibrate.store import Store, masked_url
+from calibrate.store.lock import StudyLock
 from calibrate.store.optuna_tables import study_attribute, trial_states
-from calibrate.study_file import Study
+from calibrate.study.promised import recorded_promises
+from calibrate.study.study_file import Study
 
 
 def status(session: Session) -> dict[str, Any]:
@@ -30,6 +34,7 @@ def status(session: Session) -> dict[str, Any]:
     feasible = [result for result in results if result.feasible(study.floors)]
     best = fastest(feasible)
     last_activity = store.last_activity()
+    profiles = store.profiles()
     return {
         "study": study.name,
         "storage": masked_url(study.storage_url),
@@ -37,41 +42,71 @@ def status(session: Session) -> dict[str, Any]:
         "last_activity": last_activity.isoformat() if last_activity else None,
         "generations": store.counts(),
         "trials": {state.lower(): states.get(state, 0) for state in ("COMPLETE", "FAIL", "RUNNING", "WAITING")},
-        "workers": store.workers(study.workers.heartbeat),
+        "driver": _driver(store),
         "failures": store.failures(),
         "change_maps": change_maps(store),
         "candidates": len(results),
         "budget_trials": study.budget.trials,
         "equivalents": store.equivalents(metric_version=METRIC_VERSION) / len(study.search_cases),
         "budget_equivalents": study.budget.equivalents,
+        "guarantee_equivalents": store.guarantee_equivalents(),
+        "guarantee": _guarantee(session.file.study, store),
         "feasible": len(feasible),
         "margin_db": study.floors.safety_margin_db,
         "metric_version": METRIC_VERSION,
         "set_apart": _set_apart(everything),
-        "best": with_policies(store, [best])[0].to_dict() if best else None,
+        "best": _told(with_policies(store, [best])[0]) if best else None,
         "profiles": [
             {"path": record.path, "trial": record.trial_number, "rule": record.rule, "created": str(record.created)}
-            for record in store.profiles()
+            for record in profiles
         ],
+        "exported": profiles[-1].profile["evidence"] if profiles else None,
     }
+
+
+def promises(session: Session) -> PromiseTable:
+    """What can be promised by what was measured so far.
+
+    Raises:
+        CalibrateError: If the study asks for no guarantee, or none of its policies has been tested yet.
+    """
+    study = session.file.study
+    if study.guarantee is None:
+        raise CalibrateError(f"guarantee: {NO_GUARANTEE}")
+    table = recorded_promises(session.find(), study)
+    if table is None:
+        raise CalibrateError(
+            "guarantee: no policy has been tested yet; `scope-calibrate run` does so after its search."
+        )
+    return table
+
+
+def _guarantee(study: Study, store: Store) -> dict[str, Any] | None:
+    """How far the tests of a study's wish have come; None if it has none, or none was begun."""
+    table = recorded_promises(store, study)
+    if table is None:
+        return None
+    known = table.to_dict()
+    return {name: known[name] for name in ("statement", "share", "confidence", "cases", "best", "policies")}
 
 
 def delete(session: Session) -> None:
     """Removes a study's records, Optuna's included.
 
     Raises:
-        CalibrateError: If workers are at it.
+        CalibrateError: If a process runs it.
     """
-    store = session.find()
-    _refuse_busy(session, store)
     import optuna
 
-    from calibrate.quiet import quiet_optuna
+    from calibrate.search.quiet import quiet_optuna
+    from calibrate.store.optuna_storage import open_optuna
 
-    with contextlib.suppress(KeyError), quiet_optuna():
-        optuna.delete_study(study_name=store.study.name, storage=session.storage.optuna())
-    # Ours goes last: as long as it is there, the same command can be given again.
-    store.delete()
+    store = session.find()
+    with StudyLock(store):
+        with contextlib.suppress(KeyError), quiet_optuna():
+            optuna.delete_study(study_name=store.study.name, storage=open_optuna(session.storage))
+        # Ours goes last: as long as it is there, the same command can be given again.
+        store.delete()
 
 
 def rename(session: Session, name: str) -> list[str]:
@@ -81,7 +116,7 @@ def rename(session: Session, name: str) -> list[str]:
         Lines for the study file, without which the study would not be found again.
 
     Raises:
-        CalibrateError: If the name is taken or not allowed, or workers are at it.
+        CalibrateError: If the name is taken or not allowed, or a process runs it.
     """
     study = session.file.study
     try:
@@ -91,8 +126,8 @@ def rename(session: Session, name: str) -> list[str]:
             f"name: {name!r} is not allowed; use letters, digits, dots, dashes and underscores."
         ) from error
     store = session.find()
-    _refuse_busy(session, store)
-    store.rename(name)
+    with StudyLock(store):
+        store.rename(name)
     return [f"name: {name}", f"storage: {masked_url(study.storage_url)}", f"cache: {study.cache_folder}"]
 
 
@@ -106,14 +141,11 @@ def compare(studies: Sequence[Path]) -> list[dict[str, Any]]:
     for path in studies:
         with open_session(path, Narrator()) as session:
             state = status(session)
-            profiles = session.find().profiles()
             settings.append(
                 _flat(session.file.study.model_dump(mode="json", include={"model", "generation", "floors"}))
             )
-            kept = ("study", "storage", "candidates", "feasible", "best", "generations", "set_apart")
-            compared.append(
-                {key: state[key] for key in kept} | {"exported": profiles[-1].profile["evidence"] if profiles else None}
-            )
+            kept = ("study", "storage", "candidates", "feasible", "best", "generations", "set_apart", "exported")
+            compared.append({key: state[key] for key in kept})
     differing = [name for name in settings[0] if len({str(setting.get(name)) for setting in settings}) > 1]
     for entry, setting in zip(compared, settings, strict=True):
         entry["differing_settings"] = {name: setting.get(name) for name in differing}
@@ -124,12 +156,12 @@ def _flat(data: dict[str, Any]) -> dict[str, Any]:
     return {f"{part}.{name}": value for part, values in data.items() for name, value in values.items()}
 
 
-def _refuse_busy(session: Session, store: Store) -> None:
-    if workers := store.workers(session.file.study.workers.heartbeat):
-        raise CalibrateError(
-            f"name: {workers} workers are at study {store.study.name!r}; stop them first (one that was killed counts "
-            f"for another {session.file.study.workers.grace_seconds} seconds)."
-        )
+def _driver(store: Store) -> dict[str, Any] | None:
+    """The process that runs the study: where it is, what its devices do, and how long its stage will take still."""
+    record = store.driver()
+    if record is None or not StudyLock(store).is_taken():
+        return None
+    return {"host": record.host, "process": record.process, "seen": record.seen.isoformat(), **record.state}
 
 
 @dataclass(frozen=True)
@@ -138,8 +170,8 @@ class Front:
 
     Attributes:
         entries: Those above the floors, fastest first, and after them what only lies below the floors. Each is a
-            `Result` as JSON, and says with it whether it is `feasible`, which floors it has `missed` and what `psnr`
-            means.
+            `Result` as JSON, and says with it of which `kind` it is, whether it is `feasible`, which floors it has
+            `missed` and what `psnr` means.
         set_apart: How many candidates have figures of another version than the present one, and what these mean.
     """
 
@@ -163,7 +195,7 @@ def pareto_front(session: Session, *, earlier: bool = False) -> Front:
     full = with_policies(store, feasible + beyond)
     entries = [
         {
-            **result.to_dict(),
+            **_told(result),
             "feasible": number < len(feasible),
             "missed": floors.told_missed(result.figures, margin=True),
             "psnr": psnr_meaning(result.metric_version),
@@ -171,6 +203,11 @@ def pareto_front(session: Session, *, earlier: bool = False) -> Front:
         for number, result in enumerate(full)
     ]
     return Front(entries, _set_apart(everything))
+
+
+def _told(result: Result) -> dict[str, Any]:
+    """A result as JSON, with its kind."""
+    return {**result.to_dict(), "kind": result.kind}
 
 
 def _set_apart(results: Sequence[Result]) -> dict[str, Any]:
@@ -189,4 +226,4 @@ def _newest_earlier(results: Sequence[Result]) -> list[Result]:
 
 def change_maps(store: Store) -> dict[str, Any]:
     """How well each indicator's change map fits, as the search found it."""
-    return study_attribute(store, CHANGE_MAPS) or {}
+    return study_attribute(store.storage, store.study.name, CHANGE_MAPS) or {}

@@ -1,4 +1,4 @@
-"""A study that is being worked on or looked at: its file and, once they are needed, its database and its pipeline."""
+"""A study that is being worked on or looked at: its file and, once it is needed, its database."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from calibrate.progress import Narrator
 from calibrate.store import Storage, Store
-from calibrate.study_file import StudyFile
+from calibrate.study.study_file import StudyFile
 
 if TYPE_CHECKING:
-    from calibrate.target import Target
+    from calibrate.measure.describe import Description
 
 
 class Session:
-    """A study file with its database and its pipeline, each opened when it is first needed."""
+    """A study file with its database, which is opened when it is first needed."""
 
     def __init__(self, file: StudyFile, narrator: Narrator, *, create: bool) -> None:
         """Opens nothing yet.
@@ -45,25 +45,16 @@ class Session:
         """Closes the database, if it was opened."""
         self._opened.close()
 
-    @cached_property
-    def target(self) -> Target:
-        """The pipeline."""
-        # Loads torch and diffusers, which those who only look at records need not wait for.
-        from calibrate.target import Target
-
-        self.narrator.say(f"Loading the pipeline from {self.file.study.model.path}")
-        return Target.load(self.file.model_path, self.file.study.model, self.file.study.generation)
-
-    def start(self) -> Store:
-        """The study's records, made if there are none."""
+    def start(self, target: Description) -> Store:
+        """The study's records, made if there are none, for a model that has been loaded."""
         study = self.file.study
         return Store.open_study(
             self.storage,
             name=study.name,
             yaml_text=self.file.masked_text,
             fixed_parts=study.fixed_parts(),
-            settings=self.target.settings.to_dict(),
-            model=self.target.model,
+            settings=target.settings.to_dict(),
+            model=target.model,
         )
 
     def find(self) -> Store:

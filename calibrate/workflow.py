@@ -3,94 +3,153 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from calibrate import environment
-from calibrate.baseline import Baseline, Baselines
-from calibrate.claims import Worker
 from calibrate.doctor import refuse_unsound
 from calibrate.errors import CalibrateError
-from calibrate.export import Exported, Exporter
+from calibrate.export.export import Exported, Exporter
+from calibrate.export.guarantee import GuaranteeTests
+from calibrate.export.held_out import measure_held_out
+from calibrate.export.recheck import against_promise, recheck
+from calibrate.families import FAMILIES
+from calibrate.measure.baseline import Baseline, Reference
+from calibrate.measure.describe import Describe, Description
+from calibrate.measure.gap_fit import Truth
+from calibrate.measure.paired import verdict
 from calibrate.overview import change_maps, pareto_front
-from calibrate.paired import measure_pairs, stock_rounding, verdict
+from calibrate.pool.opening import open_pool
+from calibrate.pool.pool import Pool, Where, call
 from calibrate.progress import Narrator
-from calibrate.recheck import recheck
-from calibrate.scores import Scores
-from calibrate.search import Search, open_optuna_study
+from calibrate.quality.scores import Scores
+from calibrate.results.promises import promise_in, require_promise
+from calibrate.search.baselines import Baselines
+from calibrate.search.driver import Driver
+from calibrate.search.optuna_study import enqueue, open_optuna_study
+from calibrate.search.presence import keep_presence
+from calibrate.search.warm_start import first_candidates
 from calibrate.session import Session, open_session
-from calibrate.store import CONTENT, Store
-from calibrate.study_file import Case, Export, Generation, ModelSpec, StudyFile, Timing
-from calibrate.target import Target
-from calibrate.timing import repeat_until_steady
-from calibrate.warm_start import first_candidates
-from scope_runtime import Policy, Profile, ProfileError, Scope, apply_scope
+from calibrate.spec.generation import Case, Generation, ModelSpec
+from calibrate.spec.running import Export, Timing
+from calibrate.store import CONTENT, Store, recorded
+from calibrate.store.lock import StudyLock
+from calibrate.study.study_file import StudyFile
+from scope_runtime import Policy, Profile, ProfileError
 
 # What the export does beside generating: metrics, clip, plot.
 _EXPORT_OVERHEAD_SECONDS = 15.0
-# How a model is run, which a profile may say; what is run, its user says.
-_RECORDED_HOW = ("torch_dtype", "device", "threads", "flow_shift")
 # Timings vary; the export is given this much more time than it is expected to take.
 _EXPORT_MARGIN = 1.15
 
 
-def work(session: Session) -> None:
-    """Baselines and search, together with whatever other workers the study has, until the budget is spent.
-
-    Raises:
-        CalibrateError: If anything that the user can mend is in the way.
-    """
-    refuse_unsound(session.file)
-    store = session.start()
-    with Worker(store, session.file.study.workers.heartbeat) as worker:
-        _work(session, store, worker, reserve=lambda _: 0.0)
-
-
-def run(session: Session, warm_start: Path | None = None) -> Exported:
-    """Baselines, search, export: everything that is not there yet. Other workers may help with the same study.
+def run(session: Session, warm_start: Path | None = None, where: Where = Where()) -> Exported:
+    """Baselines, search, export: everything that is not there yet.
 
     Args:
         session: The study.
         warm_start: A profile or a study file, of other settings perhaps: the profile's policy and its neighbours are
             tried first, or the policies of the study's front.
+        where: On which devices.
 
     Raises:
-        CalibrateError: If anything that the user can mend is in the way.
+        CalibrateError: If anything that the user can mend is in the way, another process that runs this study included.
     """
     study = session.file.study
-    refuse_unsound(session.file)
+    refuse_unsound(session.file, elsewhere=where.ray is not None)
     first = _policies_of(warm_start) if warm_start else ()
-    store = session.start()
-    with Worker(store, study.workers.heartbeat) as worker:
-        _work(
-            session,
-            store,
-            worker,
-            lambda baselines: _export_seconds(baselines, len(study.held_out_cases) + study.timing.max_repeats),
-            first,
-        )
-        with worker.claimed("export"):
-            return _exporter(session, store).run(study.export)
+    with ExitStack() as held:
+        lock = None
+        if recorded(session.storage, study.name):
+            # Whoever is second hears of it before a model is loaded.
+            lock = held.enter_context(StudyLock(session.find()))
+        session.narrator.say(f"Loading the pipeline from {study.model.path}")
+        pool = held.enter_context(_pool(session, where))
+        target: Description = call(pool, Describe())
+        store = session.start(target)
+        lock = lock or held.enter_context(StudyLock(store))
+        # Nobody who looks on is told what an earlier process did last.
+        keep_presence(store, pool, "baselines")
+        tests = _tests(session, store, pool, target)
+        if tests is not None:
+            tests.make_stock()
+        _search(session, store, lock, pool, target, first, tests.seconds if tests else 0.0)
+        pool.changed = partial(keep_presence, store, pool, "export")
+        return _exporter(session, store, pool, tests).run(study.export)
 
 
-def _work(
+def _pool(session: Session, where: Where = Where()) -> Pool:
+    study = session.file.study
+    return open_pool(session.file.model_path, study.model, study.generation, where, session.narrator.say)
+
+
+def _search(
     session: Session,
     store: Store,
-    worker: Worker,
-    reserve: Callable[[list[Baseline]], float],
-    warm_start: Sequence[Policy] = (),
+    lock: StudyLock,
+    pool: Pool,
+    target: Description,
+    warm_start: Sequence[Policy],
+    test_seconds: float,
 ) -> None:
-    """Baselines and search; of the minutes in the budget, what `reserve` says of the baselines is left over."""
-    study = session.file.study
-    optuna_study = open_optuna_study(store, create=True, heartbeat=study.workers.heartbeat)
-    baselines = _baselines(session, store, worker)
-    search = Search(study, store, optuna_study, session.target, baselines, worker, session.narrator)
-    search.enqueue(first_candidates(warm_start, search.space))
+    """Baselines and search; of the minutes in the budget, what tests and export will take is left over."""
+    study, narrator = session.file.study, session.narrator
+    optuna_study = open_optuna_study(store, create=True)
+    cases = [*study.search_cases, *(study.fit_cases if study.search.learned else ())]
+    baselines = Baselines(pool, target, study.generation, store, study.cache_folder, narrator.say)
+    narrator.say(f"Traces for replay, per prompt: {target.trace_size}")
+    narrator.stage("Baselines: stock and exact", len(cases))
+    made = {}
+    for baseline, reused in baselines.all(cases):
+        made[baseline.case] = baseline
+        timings = baseline.timings
+        narrator.advance(
+            f"{baseline.case.label}: stock {timings.stock_seconds:.1f} s, exact {timings.exact_seconds:.1f} s"
+            + (" (kept from before)" if reused else "")
+        )
+    searched = {case: made[case] for case in study.search_cases}
+    references = {case: baseline.reference(baselines.path(case)) for case, baseline in searched.items()}
+    truth = Truth.of([made[case] for case in study.fit_cases]) if study.search.learned else None
+    driver = Driver(
+        study, store, lock, optuna_study, pool, searched, references, narrator, truth,
+        _stock_scores(session, baselines, references),
+    )  # fmt: skip
+    _start_from(warm_start, driver, narrator)
     minutes = study.budget.minutes
-    search.run(session.started + minutes * 60 - reserve(list(baselines.values())) if minutes else float("inf"))
+    reserve = test_seconds + _export_seconds(list(made.values()), len(study.held_out_cases) + study.timing.max_repeats)
+    driver.run(session.started + minutes * 60 - reserve if minutes else float("inf"))
+
+
+def _start_from(policies: Sequence[Policy], driver: Driver, narrator: Narrator) -> None:
+    """Has policies of another setting tried first, or their like."""
+    learned = [policy for policy in policies if policy.gap_weights is not None]
+    if driver.plans is not None:
+        for policy in learned:
+            driver.plans.queue(driver.optuna_study, driver.plans.like(policy))
+    elif learned:
+        narrator.say("--warm-start: learned weights are left out; with `search: {learned: {}}` they would be tried.")
+    thresholds = [policy for policy in policies if policy.gap_weights is None]
+    enqueue(driver.optuna_study, first_candidates(thresholds, driver.space))
+
+
+def _stock_scores(
+    session: Session, baselines: Baselines, references: Mapping[Case, Reference]
+) -> dict[Case, dict[str, float]]:
+    """The scores of the stock clips, of those scores that floors are set on."""
+    scores, narrator = session.file.study.floor_scores, session.narrator
+    if not any(score.of == "clip" for score in scores):
+        return {}
+    narrator.stage("Scores of the stock clips", len(references))
+    found = {}
+    for case, reference in references.items():
+        found[case] = baselines.scores(reference, scores)
+        told = ", ".join(f"{name.removesuffix('_stock')} {value:.4g}" for name, value in found[case].items())
+        narrator.advance(f"{case.label}: {told}")
+    return found
 
 
 def _policies_of(warm_start: Path) -> list[Policy]:
@@ -109,15 +168,39 @@ def _policies_of(warm_start: Path) -> list[Policy]:
     return [Policy.from_dict(entry["policy"]) for entry in above or entries]
 
 
-def export(session: Session, settings: Export, trial: int | None = None) -> Exported:
-    """Exports from what the search has measured so far, by the given rule or the given trial."""
-    return _exporter(session, session.find()).run(settings, trial)
+def export(
+    session: Session, settings: Export, trial: int | None = None, promise: tuple[float, float] | None = None
+) -> Exported:
+    """Exports from what the search has measured so far, by the given rule, the given trial or the given promise.
+
+    Raises:
+        CalibrateError: If a promise is asked for that the study does not test, or beside a trial; or a guarantee would
+            have to be tested while another process runs the study.
+    """
+    if promise is not None:
+        require_promise(session.file.study.guarantee, session.file.study.floors, promise)
+    if promise is not None and trial is not None:
+        raise CalibrateError("--promise: a promise decides which policy is exported; leave out --trial.")
+    store = session.find()
+    with ExitStack() as held:
+        tested = session.file.study.guarantee is not None and trial is None
+        if tested:
+            # Which policies are tested is decided once, and not while a search goes on.
+            held.enter_context(StudyLock(store))
+        pool = held.enter_context(_pool(session))
+        tests = _tests(session, store, pool, call(pool, Describe())) if tested else None
+        return _exporter(session, store, pool, tests).run(settings, trial, promise)
 
 
-def verify(profile_path: Path, study: Path | None, model: Path | None, narrator: Narrator) -> dict[str, Any]:
+def verify(
+    profile_path: Path, study: Path | None, model: Path | None, narrator: Narrator, further: Sequence[Case] = ()
+) -> dict[str, Any]:
     """Measures a profile again on this machine: held-out prompts, stock, exact and SCOPE in one run.
 
-    The result says under `evidence` whether the profile's own figures still hold; None if other cases were measured.
+    The result's figures are those of the held-out cases. `missed_floors` and `told_missed` say which floors of the
+    study these miss, without the safety margin, and by how much; None without a study. It says under `evidence` whether
+    the profile's own figures still hold (None if other cases were measured), lists every `cases`, further ones
+    included, and under `promise` how many of them hold what the profile promises (None if it promises nothing).
 
     Args:
         profile_path: The profile.
@@ -125,6 +208,7 @@ def verify(profile_path: Path, study: Path | None, model: Path | None, narrator:
         model: The pipeline's folder: instead of the study's, or without a study, for the settings and cases that the
             profile records. A profile may come from anyone, so it never says what is imported or opened.
         narrator: Told of every case.
+        further: Cases to measure beside the held-out ones.
 
     Raises:
         CalibrateError: If neither study nor folder is given, or the pipeline cannot be found.
@@ -132,75 +216,68 @@ def verify(profile_path: Path, study: Path | None, model: Path | None, narrator:
             other settings.
     """
     profile = Profile.load(profile_path)
+    guarantee = profile.evidence.get("guarantee")
+    if guarantee is not None:
+        promise_in(guarantee)  # what cannot be judged by is said before anything is measured
     if study is not None:
         file = StudyFile(study)
         spec, generation = file.study.model, file.study.generation
         cases, folder, timing = file.study.held_out_cases, model or file.model_path, file.study.timing
-        scores = Scores(file.study.quality.scores)
+        scores, floors = file.study.quality.scores, file.study.floors
     elif model is not None:
         folder = model
         spec, generation, cases, timing = _recorded_setup(profile, profile_path, model)
         # A profile may come from anyone, so functions that it names are not run.
-        scores = Scores()
+        scores, floors = [], None
     else:
         raise CalibrateError(
             "STUDY.yaml: a profile does not decide what is loaded; name the study that it comes from, "
             f"`{_verify_command(profile, profile_path)}`, or its pipeline's folder with --model."
         )
-    target = Target.load(folder, spec, generation)
-    profile.check_model(target.pipe)
-    if mismatches := profile.settings.mismatches(target.settings):
-        raise ProfileError("settings", f"the cases would run with other settings than calibrated: {mismatches[0]}")
-    narrator.stage("Held-out prompts: stock, exact, SCOPE", len(cases))
-
-    def attach() -> Scope:
-        return apply_scope(target.pipe, profile, on_mismatch="raise")
-
-    pairs, latents = [], {}
-    for pair, clips in measure_pairs(target, cases, attach, scores):
-        narrator.advance(str(pair))
-        pairs.append(pair)
-        latents[pair.case] = clips.stock_latents
-    rounding = stock_rounding(target, pairs, latents, narrator)
-    pairs, steadiness = repeat_until_steady(target, pairs, attach, timing, narrator)
-    figures = verdict(pairs, rounding)
+    Scores(scores)  # what cannot be loaded is said before anything is measured
+    with open_pool(folder, spec, generation, Where(), narrator.say) as pool:
+        target: Description = call(pool, Describe())
+        profile.check_identity(target.identity)
+        if mismatches := profile.settings.mismatches(target.settings):
+            raise ProfileError("settings", f"the cases would run with other settings than calibrated: {mismatches[0]}")
+        more = [case for case in further if case not in cases]
+        measured = measure_held_out(pool, profile, [*cases, *more], scores, timing, generation.fps, narrator)
+    # Rounding was looked at where exact mode is furthest from stock, be that a further case.
+    figures = verdict(measured.pairs[: len(cases)], measured.rounding) | {"exact": measured.figures["exact"]}
+    listed = [pair.figures() for pair in measured.pairs]
     measured_then = {(case.get("prompt"), case.get("seed")) for case in profile.evidence.get("cases", ())}
     same_cases = {(case.prompt, case.seed) for case in cases} == measured_then
     here = {
-        "hardware": environment.hardware(target.device),
-        "versions": environment.versions(),
+        "hardware": target.hardware,
+        "versions": target.versions,
         CONTENT: target.model[CONTENT],
     }
     return {
         **figures,
-        "timing": steadiness.to_dict(),
+        "missed_floors": None if floors is None else floors.missed(figures),
+        "told_missed": None if floors is None else floors.told_missed(figures, margin=False),
+        "timing": measured.steadiness.to_dict(),
         "evidence": recheck(profile.evidence, figures, here) if same_cases else None,
+        "promise": None if guarantee is None else against_promise(guarantee, listed),
+        "cases": [
+            case
+            | {"further": number >= len(cases)}
+            | ({} if guarantee is None else {"missed": promise_in(guarantee).floors.missed_by_prompt(case)})
+            for number, case in enumerate(listed)
+        ],
     }
 
 
-def _baselines(session: Session, store: Store, worker: Worker) -> dict[Case, Baseline]:
-    cases = session.file.study.search_cases
-    maker = Baselines(session.target, store, worker, session.file.study.cache_folder, session.narrator.say)
-    session.narrator.say(f"Traces for replay, per prompt: {session.target.trace_size()}")
-    session.narrator.stage("Baselines: stock and exact", len(cases))
-    made = {}
-    for baseline, reused in maker.all(cases):
-        made[baseline.case] = baseline
-        timings = baseline.timings
-        session.narrator.advance(
-            f"{baseline.case.label}: stock {timings.stock_seconds:.1f} s, exact {timings.exact_seconds:.1f} s"
-            + (" (kept from before)" if reused else "")
-        )
-    return {case: made[case] for case in cases}
+def _tests(session: Session, store: Store, pool: Pool, target: Description) -> GuaranteeTests | None:
+    """The tests of the study's guarantee, if it asks for one."""
+    study = session.file.study
+    if study.guarantee is None:
+        return None
+    return GuaranteeTests(study, study.guarantee, store, pool, target, session.narrator)
 
 
-def _exporter(session: Session, store: Store) -> Exporter:
-    def load() -> Target:
-        # The records know which model was measured; another one in its folder must not get its profile.
-        session.start()
-        return session.target
-
-    return Exporter(session.file, store, load, session.narrator, change_maps(store))
+def _exporter(session: Session, store: Store, pool: Pool, tests: GuaranteeTests | None) -> Exporter:
+    return Exporter(session.file, store, pool, session.narrator, change_maps(store), tests)
 
 
 def _export_seconds(baselines: list[Baseline], cases: int) -> float:
@@ -218,20 +295,23 @@ def _export_seconds(baselines: list[Baseline], cases: int) -> float:
 def _recorded_setup(profile: Profile, path: Path, model: Path) -> tuple[ModelSpec, Generation, list[Case], Timing]:
     """What the profile itself records of how it was measured, for a folder that the user named.
 
-    Its content decides what is loaded: a diffusers folder holds all that it takes. A checkout of MAGI-1 is run with a
-    configuration and weights elsewhere, which only a study names.
+    Its content decides what is loaded. A profile may say how a model is run, never which: where a folder does not hold
+    all that it takes, a study has to name the rest.
     """
     recorded = profile.provenance.get("verify")
     if not isinstance(recorded, dict):
         raise ProfileError("provenance.verify", f"is missing in {path}; name the study as a second argument")
-    if not (model / "model_index.json").is_file():
+    family = next((family for family in FAMILIES if family.recognises(model)), None)
+    if family is None:
+        known = " nor ".join(family.holder for family in FAMILIES if family.self_contained)
+        others = " or ".join(family.holder for family in FAMILIES if not family.self_contained)
         raise CalibrateError(
-            f"--model: {model} is not a diffusers pipeline (it has no model_index.json); check the path, or for a "
-            f"checkout of MAGI-1 name the study: `{_verify_command(profile, path)}`."
+            f"--model: {model} is not {known}; check the path, or for {others} name the study: "
+            f"`{_verify_command(profile, path)}`."
         )
     try:
-        how = {name: recorded["model_spec"][name] for name in _RECORDED_HOW if name in recorded["model_spec"]}
-        spec = ModelSpec.model_validate({**how, "path": str(model)})
+        how = {name: recorded["model_spec"][name] for name in family.recordable if name in recorded["model_spec"]}
+        spec = family.spec.model_validate({**how, "path": str(model)})
         generation = Generation.model_validate(recorded["generation"])
         cases = [Case.model_validate(case) for case in recorded["cases"]]
         timing = Timing.model_validate(recorded.get("timing", {}))

@@ -11,9 +11,9 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.clips import ClipShelf
+from calibrate.measure.clips import ClipShelf
 from calibrate.store import Generation
-from calibrate.study_file import Study
+from calibrate.study.study_file import Study
 
 
 def served(folder: Path, allowed: Sequence[Path]) -> bool:

@@ -3,21 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from calibrate.errors import CalibrateError
-from calibrate.quality import METRIC_VERSION, metric_version, psnr_meaning
-from calibrate.results import ESTIMATE, RESULT, Result, front_indices, of_metric, results_in
-from calibrate.store import ProfileRecord, Storage, StudyRecord, browse
-from calibrate.study_file import Floors, Study, recorded_study
-from dashboard.measures import QUALITY, SPEED
+from calibrate.quality.metrics import METRIC_VERSION, metric_version, psnr_meaning
+from calibrate.results.promise_table import PromiseTable, recorded_table
+from calibrate.results.result import (
+    ESTIMATE,
+    KINDS,
+    RESULT,
+    THRESHOLDS,
+    Kind,
+    Result,
+    front_indices,
+    of_metric,
+    results_in,
+)
+from calibrate.results.sequence import SEQUENCES, sequences_in
+from calibrate.spec.floors import Floors
+from calibrate.store import Generation, ProfileRecord, Storage, StudyRecord, browse
+from calibrate.store.optuna_tables import study_attribute
+from calibrate.study.study_file import Study, recorded_study
+from dashboard.measures import QUALITY, SPEED, score_columns
 
 _FAILURE = "failure"
 FIGURES = (*SPEED, *QUALITY)
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """What a policy came to on prompts that no choice has seen when it was chosen.
+
+    Attributes:
+        trial: Its number.
+        kind: ``held-out`` or ``guarantee``: which prompts.
+        prompts: How many.
+        speedup: In block evaluations.
+        psnr_db: The mean over the prompts.
+        worst_db: The worst prompt's.
+    """
+
+    trial: int
+    kind: str
+    prompts: int
+    speedup: float
+    psnr_db: float
+    worst_db: float
 
 
 @dataclass(frozen=True)
@@ -27,15 +62,18 @@ class StudyData:
     Attributes:
         record: The study.
         study: Its file.
-        points: One row per policy with the columns `FIGURES`, ``trial``, ``cases``, ``stopped`` (why not all search
-            cases were measured, or None) and ``estimated`` (whether its figures come from a replay alone).
+        points: One row per policy with the columns `FIGURES`, those of `score_columns`, ``trial``, ``cases``,
+            ``stopped`` (why not all search cases were measured, or None), ``estimated`` (whether its figures come from
+            a replay alone) and ``kind`` (see `Result.kind`; a replay estimates thresholds alone).
         results: By trial number.
         failures: Reasons by trial number.
         states: How many trials are in each state.
-        full_compute: Stock and exact mode on the search cases.
+        means: Of stock and exact mode, and of the runs that weights were fitted in, by kind.
         profiles: Exports, oldest first.
         replayed: Policies with both, ``estimate_psnr_db`` from a replay and ``psnr_db`` from real generations.
-        metric_version: What the figures mean; see `calibrate.quality.METRIC_VERSION`.
+        unseen: By trial number, what policies came to on prompts that no choice has seen; the newest export comes last.
+        promises: What can be promised, where a study tests that; of the present version's figures alone.
+        metric_version: What the figures mean; see `calibrate.quality.metrics.METRIC_VERSION`.
         earlier: The same of the newest earlier version by which anything was measured, or None. The two are never drawn
             together.
     """
@@ -46,9 +84,11 @@ class StudyData:
     results: Mapping[int, Result]
     failures: Mapping[int, str]
     states: Mapping[str, int]
-    full_compute: Mapping[str, browse.FullCompute]
+    means: Mapping[str, browse.Means]
     profiles: Sequence[ProfileRecord]
     replayed: pd.DataFrame
+    unseen: Mapping[int, Unseen] = field(default_factory=dict)
+    promises: PromiseTable | None = None
     metric_version: int = METRIC_VERSION
     earlier: StudyData | None = None
 
@@ -58,11 +98,17 @@ class StudyData:
         return psnr_meaning(self.metric_version)
 
     @property
+    def kinds(self) -> list[Kind]:
+        """Of which kinds policies were measured: one, or two that have to be told apart."""
+        found = {result.kind for result in self.results.values()}
+        return [kind for kind in KINDS if kind in found]
+
+    @property
     def exact_speedup(self) -> dict[str, float]:
         """What exact mode gains, by speed-up kind; empty before the baselines."""
-        if not {"stock", "exact"} <= self.full_compute.keys():
+        if not {"stock", "exact"} <= self.means.keys():
             return {}
-        stock, exact = self.full_compute["stock"], self.full_compute["exact"]
+        stock, exact = self.means["stock"], self.means["exact"]
         return {
             "speedup_evaluations": stock.evaluations / exact.evaluations,
             "speedup_denoise": stock.seconds_denoise / exact.seconds_denoise,
@@ -74,11 +120,16 @@ class StudyData:
         budget, prompts = self.study.budget, len(self.study.search_cases)
         share = len(self.results) / budget.trials
         if budget.equivalents is not None:
-            stock = self.full_compute.get("stock")
-            full = [c.cases * c.evaluations / stock.evaluations for c in self.full_compute.values()] if stock else []
+            stock = self.means.get("stock")
+            others = [m.generations * m.evaluations / stock.evaluations for m in self.means.values()] if stock else []
             searched = [result.cases / result.speedup_evaluations for result in self.results.values()]
-            share = max(share, (sum(full) + sum(searched)) / prompts / budget.equivalents)
+            share = max(share, (sum(others) + sum(searched)) / prompts / budget.equivalents)
         return min(1.0, share)
+
+    @property
+    def told_unseen(self) -> Unseen | None:
+        """The policy to quote: the one of the newest export, or else the fastest that passed for the guarantee."""
+        return list(self.unseen.values())[-1] if self.unseen else None
 
     def profile_of(self, trial: int) -> ProfileRecord | None:
         """The newest export of a trial, with evidence from held-out prompts, whatever version that has."""
@@ -113,15 +164,65 @@ def _load(storage: Storage, name: str) -> StudyData:
         "study": study,
         "failures": {t.number: str(t.attributes[_FAILURE]) for t in trials if _FAILURE in t.attributes},
         "states": states,
-        "full_compute": browse.full_compute(storage, record.id),
+        "means": browse.means_by_kind(storage, record.id),
         "profiles": browse.profiles(storage, record.id),
     }
     versions = {result.metric_version for result in results} - {METRIC_VERSION}
-    earlier = StudyData(**shared, **_figures(trials, results, max(versions))) if versions else None
-    return StudyData(**shared, **_figures(trials, results, METRIC_VERSION), earlier=earlier)
+    before = max(versions, default=METRIC_VERSION)
+    exported = {version: _held_out(shared["profiles"], version) for version in (before, METRIC_VERSION)}
+    scores = score_columns(study.floors)
+    earlier = (
+        StudyData(**shared, **_figures(trials, results, before, scores), unseen=exported[before]) if versions else None
+    )
+    promises = _promises(storage, record, study)
+    return StudyData(
+        **shared,
+        **_figures(trials, results, METRIC_VERSION, scores),
+        unseen={**_guaranteed(promises), **exported[METRIC_VERSION]},
+        promises=promises,
+        earlier=earlier,
+    )
 
 
-def _figures(trials: Sequence[browse.Trial], results: Sequence[Result], version: int) -> dict[str, Any]:
+def _promises(storage: Storage, record: StudyRecord, study: Study) -> PromiseTable | None:
+    """What can be promised by what is recorded."""
+    if study.guarantee is None:
+        return None
+    sequences = sequences_in(study_attribute(storage, record.name, SEQUENCES))
+
+    def complete(kind: str, trials: Sequence[int]) -> Sequence[Generation]:
+        return browse.complete(storage, record.id, kind, METRIC_VERSION, trials)
+
+    return recorded_table(study.guarantee, study.floors, study.guarantee_cases, study.search_cases, sequences, complete)
+
+
+def _held_out(profiles: Sequence[ProfileRecord], version: int) -> dict[int, Unseen]:
+    """What exported policies came to, the newest export last."""
+    found: dict[int, Unseen] = {}
+    for record in profiles:
+        evidence, trial = record.profile["evidence"], int(record.trial_number)
+        if metric_version(evidence) != version:
+            continue
+        figures = (float(evidence[name]) for name in ("speedup_evaluations", "psnr_db", "psnr_worst_prompt_db"))
+        found.pop(trial, None)
+        found[trial] = Unseen(trial, "held-out", int(evidence["n"]), *figures)
+    return found
+
+
+def _guaranteed(promises: PromiseTable | None) -> dict[int, Unseen]:
+    """What policies that passed for the guarantee came to, the fastest last."""
+    found = {}
+    for entry in promises.passed if promises else ():
+        psnr = [figures["psnr_db"] for figures in entry.figures if figures is not None]
+        if psnr and entry.speedup is not None:
+            mean = sum(psnr) / len(psnr)
+            found[entry.trial] = Unseen(entry.trial, "guarantee", len(psnr), entry.speedup, mean, min(psnr))
+    return found
+
+
+def _figures(
+    trials: Sequence[browse.Trial], results: Sequence[Result], version: int, scores: Sequence[str]
+) -> dict[str, Any]:
     """What there is of one version of the figures."""
     alike = of_metric(results, version)
     estimates = {
@@ -130,7 +231,7 @@ def _figures(trials: Sequence[browse.Trial], results: Sequence[Result], version:
         if t.attributes.keys() & {RESULT, ESTIMATE} == {ESTIMATE} and metric_version(t.attributes[ESTIMATE]) == version
     }
     return {
-        "points": _points(alike, estimates),
+        "points": _points(alike, estimates, scores),
         "results": {result.trial: result for result in alike},
         "replayed": _replayed(trials, version),
         "metric_version": version,
@@ -160,20 +261,24 @@ def best_point(points: pd.DataFrame, floors: Floors, speed: str) -> int | None:
     return int(ranked["trial"].iloc[0])
 
 
-def _points(results: Sequence[Result], estimates: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
+def _points(
+    results: Sequence[Result], estimates: Mapping[int, Mapping[str, Any]], scores: Sequence[str]
+) -> pd.DataFrame:
+    columns = (*FIGURES, *scores)
+
     def quality(figures: Mapping[str, float]) -> tuple[float | None, ...]:
-        return tuple(figures.get(key) for key in QUALITY)
+        return tuple(figures.get(key) for key in columns[len(SPEED) :])
 
     measured = [
-        (r.speedup_evaluations, r.speedup_denoise, *quality(r.figures), r.trial, r.cases, r.stopped, False)
+        (r.speedup_evaluations, r.speedup_denoise, *quality(r.figures), r.trial, r.cases, r.stopped, False, r.kind)
         for r in results
     ]
     estimated = [
-        (e["speedup_evaluations"], None, *quality(e.get("figures", {})), trial, 0, None, True)
+        (e["speedup_evaluations"], None, *quality(e.get("figures", {})), trial, 0, None, True, THRESHOLDS)
         for trial, e in estimates.items()
     ]
-    frame = pd.DataFrame(measured + estimated, columns=[*FIGURES, "trial", "cases", "stopped", "estimated"])
-    return frame.astype(dict.fromkeys(FIGURES, "float64") | {"trial": "int64", "cases": "int64", "estimated": "bool"})
+    frame = pd.DataFrame(measured + estimated, columns=[*columns, "trial", "cases", "stopped", "estimated", "kind"])
+    return frame.astype(dict.fromkeys(columns, "float64") | {"trial": "int64", "cases": "int64", "estimated": "bool"})
 
 
 def _replayed(trials: Sequence[browse.Trial], version: int) -> pd.DataFrame:

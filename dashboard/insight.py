@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import kruskal, spearmanr
 
-from calibrate.results import front_indices
+from calibrate.results.result import front_indices
 
 # More trials than this do not change an importance, they only make it slow.
 IMPORTANCE_TRIALS = 1000
@@ -60,13 +60,22 @@ def importance(parameters: Parameters, values: Mapping[int, float]) -> dict[str,
     """
     usable = [number for number in values if parameters.get(number)]
     stride = max(1, len(usable) // IMPORTANCE_TRIALS)
+    tried: dict[str, set[Any]] = {}
+    for number in usable:
+        for name, (value, _) in parameters[number].items():
+            tried.setdefault(name, set()).add(value)
+    # The evaluator would also find that what never varied matters, by how much more could have been tried.
+    kept = {
+        number: {name: found for name, found in parameters[number].items() if len(tried[name]) > 1}
+        for number in usable[::stride]
+    }
     trials = [
         optuna.trial.create_trial(
-            params={name: value for name, (value, _) in parameters[number].items()},
-            distributions={name: distribution for name, (_, distribution) in parameters[number].items()},
+            params={name: value for name, (value, _) in kept[number].items()},
+            distributions={name: distribution for name, (_, distribution) in kept[number].items()},
             value=-values[number],  # the evaluator takes low values for good
         )
-        for number in usable[::stride]
+        for number in kept
     ]
     if len(trials) < 4 or len({trial.value for trial in trials}) < 2:
         return {}

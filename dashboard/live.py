@@ -1,4 +1,4 @@
-"""Keeping the page up to date while workers run: it looks at the database's pulse and redraws when that has changed."""
+"""Keeping the page up to date while a study runs: it looks at the database's pulse and redraws when that changes."""
 
 from __future__ import annotations
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from calibrate.quality import METRIC_VERSION, REDEFINED, psnr_meaning
+from calibrate.quality.metrics import METRIC_VERSION, REDEFINED, psnr_meaning
+from calibrate.spec.floors import Floors
+from calibrate.spec.score_floor import score_figure
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,23 @@ SPEED = {
         Measure("speedup_denoise", "Speed-up: stock denoising seconds / seconds taken (x)", "Wall clock", 1.0, ".2f"),
     )
 }
+
+
+def score_columns(floors: Floors) -> list[str]:
+    """The figures of the scores that floors are set on: their means, and what each floor asks for."""
+    means = [score_figure(name, "mean") for name in floors.scores]
+    return list(dict.fromkeys([*means, *(demand.figure for demand in floors.score_demands())]))
+
+
+def score_measures(floors: Floors) -> dict[str, Measure]:
+    """Those of the scores with floors of which more is better; of the others no axis would point the right way."""
+    names = [name for name, floor in floors.scores.items() if all(d.sign > 0 for d in floor.demands(name))]
+    return {
+        score_figure(name, "mean"): Measure(
+            score_figure(name, "mean"), f"Score {name}, mean of the search prompts", f"Score {name}", None, ".3f"
+        )
+        for name in names
+    }
 
 
 def quality_measures(metric_version: int) -> Mapping[str, Measure]:

@@ -9,13 +9,14 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from calibrate.quality import METRIC_VERSION
-from calibrate.results import Result
+from calibrate.quality.metrics import METRIC_VERSION
+from calibrate.results.result import Result
+from calibrate.spec.floors import Floors
+from calibrate.spec.score_floor import ScoreFloor
 from calibrate.store import Storage
-from calibrate.study_file import Floors
 from dashboard import cache
 from dashboard.data import StudyData, best_point, feasible
-from dashboard.measures import SPEED, Measure, quality_measures
+from dashboard.measures import SPEED, Measure, quality_measures, score_measures
 from dashboard.theme import Palette, palette
 from dashboard.wording import plain
 
@@ -157,11 +158,11 @@ def sidebar(opened: Storage, heartbeat: tuple[Any, ...], names: list[str]) -> Pa
             help="Block evaluations do not depend on the machine. Wall clock is denoising time on the study's machine, "
             "not paired, so only a hint; an export measures it paired.",
         )
-        measures = quality_measures(data.metric_version)
+        measures = {**quality_measures(data.metric_version), **score_measures(data.study.floors)}
         quality = st.selectbox(
             "Quality", list(measures), format_func=lambda key: measures[key].short, key="quality", bind="query-params"
         )
-        floors = _floor_sliders(data.study.floors)
+        floors = _floor_sliders(data)
     return Page(opened, heartbeat, data, SPEED[str(speed)], measures[str(quality)], floors, colours())
 
 
@@ -189,13 +190,35 @@ def note_meaning(page: Page) -> None:
         )
 
 
-def _floor_sliders(floors: Floors) -> Floors:
+def _floor_sliders(data: StudyData) -> Floors:
+    floors = data.study.floors
     st.markdown("##### Quality floors")
     mean = _floor("Mean PSNR (dB)", "floor", floors.psnr_db)
     worst = _floor("Worst prompt's PSNR (dB)", "worst", floors.psnr_worst_prompt_db)
     if floors.safety_margin_db:
         st.caption(f"While searching, a margin of {floors.safety_margin_db:g} dB is asked for on top.")
-    return floors.model_copy(update={"psnr_db": mean, "psnr_worst_prompt_db": worst})
+    scores = {name: _score_sliders(name, floor, data) for name, floor in floors.scores.items()}
+    return floors.model_copy(update={"psnr_db": mean, "psnr_worst_prompt_db": worst, "scores": scores})
+
+
+def _score_sliders(name: str, floor: ScoreFloor, data: StudyData) -> ScoreFloor:
+    """A slider for each bound of a floor on a score, as far as measured policies reach."""
+    chosen = {}
+    for demand in floor.demands(name):
+        bound = demand.name.rpartition(".")[2]
+        asked = float(getattr(floor, bound))
+        # What a bound that each policy just held would say.
+        values = data.points[demand.figure].dropna() * (-1.0 if bound == "below_stock" else 1.0)
+        relative = bound.endswith("_stock")
+        low = min(asked, *([0.0] if relative else values))
+        high = max(asked, *values) if len(values) else asked
+        high = high if high > low else low + 1.0
+        label = f"{name}: {bound.replace('_', ' ')}{', every prompt' if demand.per_prompt else ', mean'}"
+        chosen[bound] = st.slider(
+            plain(label), low, high, asked, (high - low) / 200, format="%.3f", key=f"score_{name}_{bound}",
+            bind="query-params",
+        )  # fmt: skip
+    return floor.model_copy(update=chosen)
 
 
 def _floor(label: str, key: str, value: float | None) -> float | None:
@@ -217,7 +240,7 @@ def _note_missing(names: list[str]) -> None:
     if asked and asked not in names:
         st.session_state["missing_study"] = asked
         st.session_state.pop("study", None)
-        _drop("trial", "floor", "worst")
+        _drop_choices()
     if missing := st.session_state.get("missing_study"):
         st.warning(f"The study '{plain(missing)}' is not in this database (any more). Here is '{plain(names[0])}'.")
 
@@ -225,7 +248,12 @@ def _note_missing(names: list[str]) -> None:
 def _forget_trial() -> None:
     """Another study has other trials and floors of its own."""
     st.session_state.pop("missing_study", None)
-    _drop("trial", "floor", "worst")
+    _drop_choices()
+
+
+def _drop_choices() -> None:
+    known = {*map(str, st.query_params), *map(str, st.session_state)}
+    _drop("trial", "floor", "worst", *(name for name in known if name.startswith("score_")))
 
 
 def _drop(*names: str) -> None:

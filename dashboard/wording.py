@@ -15,9 +15,16 @@ from typing import Any
 import pandas as pd
 
 from calibrate.progress import printable
-from calibrate.results import Result
-from calibrate.study_file import Floors
-from dashboard.data import StudyData, best_point, front
+from calibrate.results.guarantee import cases_needed
+from calibrate.results.promise_table import Cell
+from calibrate.results.result import LEARNED, THRESHOLDS, Kind, Result
+from calibrate.spec.floors import Floors
+from dashboard.data import StudyData, Unseen, best_point, front
+from scope_runtime import Policy, ProfileError
+from scope_runtime.policy import CLEAN, IDLE, LAST, LETTERS, Mode
+
+KINDS: Mapping[Kind, str] = {THRESHOLDS: "thresholds", LEARNED: "learned weights"}
+"""What policies of each kind are called."""
 
 _PUNCTUATION = re.compile(f"([{re.escape(string.punctuation)}])")
 # What is made into icons, emoji and links after backslashes have been taken away: an invisible character parts it.
@@ -44,8 +51,18 @@ def file_name(path: str, suffix: str) -> str:
     return (re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip(".-") or "profile") + suffix
 
 
-def headline(best: Result | None, feasible: int, measured: int, with_margin: str = "") -> str:
-    """What this model gains, in one sentence; `with_margin` as `Floors.with_margin` says it."""
+def headline(
+    best: Result | None, feasible: int, measured: int, with_margin: str = "", unseen: Unseen | None = None
+) -> str:
+    """What this model gains, in a sentence or two; of search prompts only where nothing else was measured.
+
+    Args:
+        best: The fastest policy above the floors.
+        feasible: How many are above them.
+        measured: How many were measured.
+        with_margin: See `Floors.with_margin`.
+        unseen: What a policy came to on prompts that no choice has seen, if any was measured there.
+    """
     if not measured:
         return "No policy has been measured yet."
     if best is None:
@@ -53,18 +70,73 @@ def headline(best: Result | None, feasible: int, measured: int, with_margin: str
             f"None of the {measured:,} measured policies holds the quality floors{with_margin} yet: lower one to "
             "see what is near."
         )
-    figures = best.figures
-    return (
-        f"This model can make its videos with **{best.speedup_evaluations:.2f}x fewer block evaluations** at "
-        f"**{figures['psnr_db']:.1f} dB** against the stock video (worst prompt "
-        f"{figures['psnr_worst_prompt_db']:.1f} dB): the fastest of {feasible:,} policies above the floors"
-        f"{with_margin}, out of {measured:,} measured."
+    place = f"the fastest of {feasible:,} policies above the floors{with_margin}, out of {measured:,} measured."
+    if unseen is None:
+        figures = best.figures
+        gain = _gain(best.speedup_evaluations, figures["psnr_db"], figures["psnr_worst_prompt_db"])
+        return f"On the search prompts, this model can make its videos with {gain}: {place}"
+    gain = _gain(unseen.speedup, unseen.psnr_db, unseen.worst_db)
+    told = (
+        f"On {prompts(unseen.prompts, f'{unseen.kind} ')}, which no choice has seen, this model makes its videos with "
+        f"{gain}: trial {unseen.trial}"
     )
+    if best.trial == unseen.trial:
+        return f"{told}. On the search prompts it is {place}"
+    return f"{told}. On the search prompts alone trial {best.trial} is {place}"
+
+
+def _gain(speedup: float, psnr_db: float, worst_db: float) -> str:
+    return (
+        f"**{speedup:.2f}x fewer block evaluations** at **{psnr_db:.1f} dB** against the stock video (worst prompt "
+        f"{worst_db:.1f} dB)"
+    )
+
+
+def promised_cell(cell: Cell, cases: int) -> str:
+    """The fastest policies that pass for a promise, in a few words; with a star, for who picks it after looking."""
+    if cell.promise.test(cases) is None:
+        return f"takes {cases_needed(cell.promise.share, cell.promise.confidence)} cases"
+    best, corrected = cell.best, cell.corrected_best
+    told = [f"{best.speedup:.2f}x (trial {best.trial})"] if best is not None and best is not corrected else []
+    told += [f"{corrected.speedup:.2f}x* (trial {corrected.trial})"] if corrected is not None else []
+    return ", ".join(told) or "none"
 
 
 def prompts(number: int, kind: str = "") -> str:
     """So many prompts, in words that fit one as well."""
     return f"{number:,} {kind}prompt{'' if number == 1 else 's'}"
+
+
+def kind_remark(data: StudyData, result: Result) -> str:
+    """Of which kind a policy is; empty where a study holds thresholds alone."""
+    return "" if data.kinds == [THRESHOLDS] else KINDS[result.kind]
+
+
+def learned_policy(policy: Mapping[str, Any]) -> Policy | str:
+    """A policy with learned weights, or a sentence that says why it cannot be read.
+
+    Args:
+        policy: As JSON, from a database.
+    """
+    try:
+        return Policy.from_dict(dict(policy))
+    except ProfileError as error:
+        return f"This policy has learned weights, which cannot be read: {plain(error)}"
+
+
+def captures_sentence(policy: Policy) -> str:
+    """Where the keys and values of complete blocks come from, in words."""
+    return {
+        CLEAN: "Once a block is complete, a pass at its clean level gives the keys and values that later blocks "
+        "attend to.",
+        LAST: "Later blocks attend to the keys and values of a block's last recompute: no pass is made for them.",
+    }[policy.captures]
+
+
+def recomputed(policy: Policy) -> tuple[int, int]:
+    """How many of the block updates of a frozen plan are recomputed, and how many there are."""
+    letters = "".join(policy.plan or ()).replace(IDLE, "")
+    return letters.count(LETTERS[Mode.RECOMPUTE]), len(letters)
 
 
 def policy_sentence(policy: Mapping[str, Any]) -> str:
@@ -73,6 +145,8 @@ def policy_sentence(policy: Mapping[str, Any]) -> str:
     Args:
         policy: As JSON, see `scope_runtime.Policy`.
     """
+    if policy.get("gap_weights"):
+        return _learned_sentence(learned_policy(policy))
     first = f"first {policy['warmup']} steps" if policy["warmup"] > 1 else "first step"
     tail = "" if not policy["tail"] else f" and last {policy['tail']}" if policy["tail"] > 1 else " and the last one"
     most = f"{policy['max_skip']} rows in a row" if policy["max_skip"] > 1 else "one row at a time"
@@ -155,6 +229,18 @@ def usage(settings: Mapping[str, Any], name: str) -> str:
 
 def _one_line(text: object) -> str:
     return " ".join(printable(text).split())
+
+
+def _learned_sentence(policy: Policy | str) -> str:
+    if isinstance(policy, str) or policy.gap_weights is None:
+        return str(policy)
+    computed, updates = recomputed(policy)
+    newest = f"newest {policy.gap_weights.depth} outputs" if policy.gap_weights.depth > 1 else "newest output"
+    return (
+        f"Follows a frozen plan, the same for every video: of {updates:,} block updates {computed:,} are recomputed. "
+        f"From each recompute up to the next, a block hands over one weighted sum of its {newest}, with weights that "
+        f"were fitted to this plan. {captures_sentence(policy)}"
+    )
 
 
 def _floors_line(result: Result, floors: Floors) -> str:

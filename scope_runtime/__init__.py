@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ScopeError,
         ScopeWarning,
     )
+    from scope_runtime.gap_weights import GapWeights
     from scope_runtime.identity import ModelIdentity
     from scope_runtime.indicator import MODULATED_INPUT, NOISE_LEVEL, ChangeMap
     from scope_runtime.policy import Decider, Mode, Policy, plan_of
@@ -41,6 +42,7 @@ __all__ = [
     "ConcurrentCallError",
     "ContextTooLarge",
     "Decider",
+    "GapWeights",
     "History",
     "Mode",
     "ModelIdentity",
@@ -75,6 +77,7 @@ _PLACES = {
     "ProfileMismatch": "errors",
     "ScopeError": "errors",
     "ScopeWarning": "errors",
+    "GapWeights": "gap_weights",
     "ModelIdentity": "identity",
     "MODULATED_INPUT": "indicator",
     "NOISE_LEVEL": "indicator",

@@ -6,7 +6,7 @@ The engine knows blocks, rows and branches; what a block looks like inside a mod
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,10 +14,10 @@ import torch
 
 from scope_runtime.context import Context, Pass
 from scope_runtime.indicator import relative_l1
-from scope_runtime.policy import LETTERS, Decider, Mode, Policy, needs_stale_context, plan_of
+from scope_runtime.policy import LAST, LETTERS, Decider, Mode, Policy, needs_stale_context, plan_of
+from scope_runtime.prediction import Guard, Prediction, predictions_of
 from scope_runtime.report import Observation, WindowReport
 from scope_runtime.schedule import Phase, Schedule
-from scope_runtime.taylor import History
 
 
 class Model(Protocol):
@@ -28,6 +28,9 @@ class Model(Protocol):
 
     def modulated_input(self, blocks: tuple[int, ...]) -> dict[int, torch.Tensor]:
         """First transformer block's input after timestep modulation, for each of ``blocks``."""
+
+    def state(self, block: int) -> torch.Tensor:
+        """The latents that a block comes with, of the shape of its output."""
 
 
 class Recorder(Protocol):
@@ -40,11 +43,37 @@ class Recorder(Protocol):
         """One model call: how far each active block's modulated input moved (where known), and its raw output."""
 
 
+class Pilot(Protocol):
+    """Says in a policy's place what blocks hand over; calibration fits weights with it."""
+
+    def begin(self, schedule: Schedule) -> None:
+        """A window begins; its rows follow."""
+
+    def hand_over(
+        self,
+        row: int,
+        branch: str,
+        modes: Mapping[int, Mode],
+        outputs: Mapping[int, torch.Tensor],
+        state: Callable[[int], torch.Tensor],
+    ) -> dict[int, torch.Tensor]:
+        """The outputs of one model call.
+
+        Args:
+            row: Number.
+            branch: Guidance branch; they take turns within a row.
+            modes: Of all active blocks.
+            outputs: What the policy would hand over; of recomputed blocks, what the model gave.
+            state: The latents that a block comes with.
+        """
+
+
 @dataclass
 class _Branch:
     """State of one guidance branch."""
 
-    histories: list[History]
+    predictions: Sequence[Prediction]  # per block; none in exact mode
+    guards: Sequence[Guard]  # per block, where a policy asks for them
     context: Context
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)  # previous row's, only when observing
     row: int = 0
@@ -64,6 +93,7 @@ class Engine:
         offload: Keep context in host memory.
         share: Makes the numbers that decisions rest on the same on all processes that compute one generation, in place;
             float32 ``[n]``. Without it, processes that round differently could decide differently.
+        pilot: Says what blocks hand over, in place of the policy.
     """
 
     def __init__(
@@ -76,6 +106,7 @@ class Engine:
         volatile: frozenset[int] = frozenset(),
         offload: bool = False,
         share: Callable[[torch.Tensor], None] | None = None,
+        pilot: Pilot | None = None,
     ) -> None:
         self.schedule = schedule
         self.policy = policy
@@ -85,8 +116,10 @@ class Engine:
         self._volatile = frozenset(range(min(volatile), schedule.blocks)) if volatile else volatile
         self._offload = offload
         self._share = share
+        self._pilot = pilot
         self._decider = Decider(policy, schedule) if policy else None
         self._keep_stale = policy is not None and needs_stale_context(policy, schedule)
+        self._keeps_last = policy is not None and policy.captures == LAST
         self.report.plan = plan_of(policy, schedule) if policy else None
         self._branches: dict[str, _Branch] = {}
         self._modulated: dict[int, torch.Tensor] = {}
@@ -95,6 +128,8 @@ class Engine:
         self._last_recompute = [0] * schedule.blocks
         if recorder:
             recorder.begin(schedule, volatile)
+        if pilot:
+            pilot.begin(schedule)
 
     @property
     def row(self) -> int:
@@ -129,41 +164,45 @@ class Engine:
 
         outputs = {}
         for block, mode in self._modes.items():
-            history = branch.histories[block]
-            if mode is Mode.RECOMPUTE:
+            if not self.policy:
                 outputs[block] = computed[block]
-                if self.policy:
-                    if (row, block) in self.schedule.restarts:
-                        history.clear()
-                    self._check_prediction(row, block, branch_name, history, computed[block])
-                    history.record(self._position(row, block), computed[block])
+                continue
+            prediction = branch.predictions[block]
+            if mode is Mode.RECOMPUTE:
+                if (row, block) in self.schedule.restarts:
+                    prediction.clear()
+                self._check_prediction(row, block, branch_name, prediction, computed[block])
+                outputs[block] = prediction.record(row, computed[block])
             else:
-                position = self._position(row, block)
-                outputs[block] = history.extrapolate(position, self._order(mode, history, position))
+                outputs[block] = prediction.output(row, cached=mode is Mode.CACHE)
+        if self._pilot:
+            outputs = self._pilot.hand_over(row, branch_name, self._modes, outputs, model.state)
         if self._observe:
             self._observe_outputs(row, branch, outputs)
             if self._recorder:
                 self._recorder.record(row, branch_name, self._changes, outputs)
         branches = self._branches.values()
         self.report.context_bytes = max(self.report.context_bytes, sum(b.context.bytes for b in branches))
-        held = sum(h.bytes for b in branches for h in b.histories)
+        held = sum(p.bytes for b in branches for p in b.predictions)
         self.report.history_bytes = max(self.report.history_bytes, held)
         return outputs
 
     def _new_branch(self, name: str) -> _Branch:
         policy = self.policy
-        order = policy.history_order if policy else 0
+        predictions, guards = predictions_of(policy, self.schedule, name) if policy else ((), ())
         context = Context(
             window=policy.context_window if policy else None,
             dtype=getattr(torch, policy.context_dtype) if policy and policy.context_dtype else None,
             offload=self._offload,
         )
-        branch = _Branch([History(order) for _ in range(self.schedule.blocks)], context)
+        branch = _Branch(predictions, guards, context)
         self._branches[name] = branch
         return branch
 
     def _decide(self, row: int, model: Model) -> None:
         active = self.schedule.active(row)
+        if self._keeps_last:
+            self._take_as_final(row)
         looks = self._observe or (self.policy is not None and self.policy.needs_content)
         self._read_device(active, model.modulated_input(active) if looks else {})
         if self._decider:
@@ -179,6 +218,13 @@ class Engine:
             self._modes = dict.fromkeys(active, Mode.RECOMPUTE)
         self._note_row(row)
 
+    def _take_as_final(self, row: int) -> None:
+        """Lets the K/V of their last recompute stand for blocks that are complete by now."""
+        complete = set(self.schedule.complete(row))
+        for branch in self._branches.values():
+            context = branch.context
+            context.close_pass((), [b for b in context.blocks if b in complete])
+
     def _read_device(self, active: tuple[int, ...], modulated: Mapping[int, torch.Tensor]) -> None:
         """Brings everything that the row's decision needs to the host, in one small copy.
 
@@ -187,9 +233,8 @@ class Engine:
         """
         previous, self._modulated = self._modulated, dict(modulated)
         moved = [b for b in modulated if b in previous]
-        guarded = self.policy is not None and self.policy.needs_guard
-        histories = [branch.histories[b] for branch in self._branches.values() for b in active] if guarded else []
-        pending = [(history, norms) for history in histories if (norms := history.pending_norms) is not None]
+        guards = [branch.guards[b] for branch in self._branches.values() if branch.guards for b in active]
+        pending = [(guard, norms) for guard in guards if (norms := guard.pending_norms) is not None]
         self._changes = {}
         if not moved and not pending:
             return
@@ -200,8 +245,8 @@ class Engine:
         values = gathered.tolist()
         self._changes = dict(zip(moved, values, strict=False))
         start = len(moved)
-        for history, norms in pending:
-            history.norms = values[start : start + len(norms)]
+        for guard, norms in pending:
+            guard.norms = values[start : start + len(norms)]
             start += len(norms)
 
     def _trusted(self, row: int, block: int, mode: Mode) -> bool:
@@ -209,33 +254,20 @@ class Engine:
         assert self.policy is not None
         if not self.policy.needs_guard:
             return True
-        position = self._position(row, block)
         bound = self.policy.magnitude_bound
         for branch in self._branches.values():
-            history = branch.histories[block]
-            if not len(history):
+            guard = branch.guards[block]
+            if guard.empty:
                 return False
-            moved = history.displacement(position, self._order(mode, history, position))
+            moved = guard.displacement(row, cached=mode is Mode.CACHE)
             if not (moved <= bound if bound is not None else moved < math.inf):
                 return False
         return True
 
     def _local_error(self, row: int, block: int, mode: Mode) -> float:
         """Estimated relative error of the block's output, the larger of the branches'."""
-        position = self._position(row, block)
-        histories = [branch.histories[block] for branch in self._branches.values()]
-        return max(history.remainder(position, self._order(mode, history, position)) for history in histories)
-
-    def _position(self, row: int, block: int) -> float:
-        """Where the block's update stands on the policy's axis: what histories are recorded, asked and judged at."""
-        assert self.policy is not None
-        return self.schedule.position(row, block, self.policy.axis)
-
-    def _order(self, mode: Mode, history: History, position: float) -> int:
-        assert self.policy is not None
-        if mode is Mode.CACHE:
-            return 0
-        return history.usable_order(position, self.policy.order, self.policy.max_step_ratio)
+        cached = mode is Mode.CACHE
+        return max(branch.guards[block].remainder(row, cached=cached) for branch in self._branches.values())
 
     def _request(self, row: int, branch: _Branch) -> Pass:
         """The blocks that must go through the transformer for this row's recomputes to be right."""
@@ -243,12 +275,10 @@ class Engine:
         if not self.schedule.causal:
             return Pass(tuple(range(self.schedule.blocks)) if recompute else (), branch.context, causal=False)
         missing = self._missing(row, branch.context)
-        keep = [b for b in missing if b not in self._volatile]
-        return Pass(
-            blocks=tuple(sorted({*recompute, *missing})),
-            context=branch.context,
-            keep=tuple(sorted({*keep, *recompute} if self._keep_stale else keep)),
-        )
+        keep = {b for b in missing if b not in self._volatile}
+        if self._keep_stale:
+            keep |= {b for b in recompute if b + 1 < self.schedule.blocks}  # nothing attends to the last
+        return Pass(blocks=tuple(sorted({*recompute, *missing})), context=branch.context, keep=tuple(sorted(keep)))
 
     def _missing(self, row: int, context: Context) -> list[int]:
         """Complete blocks that this row must compute, because their K/V are needed and nobody has captured them."""
@@ -258,15 +288,16 @@ class Engine:
         last = max((b for b, mode in self._modes.items() if mode is Mode.RECOMPUTE), default=-1)
         return [b for b in complete if b < last]
 
-    def _check_prediction(self, row: int, block: int, branch_name: str, history: History, truth: torch.Tensor) -> None:
-        if not len(history):
+    def _check_prediction(
+        self, row: int, block: int, branch_name: str, prediction: Prediction, truth: torch.Tensor
+    ) -> None:
+        if prediction.empty:
             return
-        position = self._position(row, block)
-        order = self._order(Mode.PREDICT, history, position)
+        expected, order, reach = prediction.foreseen(row)
         truth = truth.float()
         norm = torch.linalg.vector_norm(truth).clamp_min(torch.finfo(torch.float32).tiny)
-        error = torch.linalg.vector_norm(history.extrapolate(position, order) - truth) / norm
-        self.report.add_prediction_error(row, block, branch_name, order, history.reach(position, order), error)
+        error = torch.linalg.vector_norm(expected.float() - truth) / norm
+        self.report.add_prediction_error(row, block, branch_name, order, reach, error)
 
     def _observe_outputs(self, row: int, branch: _Branch, outputs: dict[int, torch.Tensor]) -> None:
         """Measures how far each output moved since the branch's previous row."""

@@ -27,6 +27,9 @@ class ProfileError(ScopeError, ValueError):
         self.problem = problem
         super().__init__(f"{field}: {problem}" if field else problem)
 
+    def __reduce__(self) -> tuple[type[ProfileError], tuple[str, str]]:
+        return type(self), (self.field, self.problem)
+
 
 class ProfileMismatch(ProfileError):
     """A well-formed profile that was calibrated for another model or other settings."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scope_runtime import _check
+from scope_runtime.errors import ProfileError
 
 REQUIRED_EVIDENCE = (
     "speedup_evaluations",
@@ -26,6 +27,7 @@ _OBJECTS = (
     "content",
     "exact",
     "floors",
+    "guarantee",
     "hardware",
     "intervals",
     "metrics",
@@ -60,7 +62,22 @@ def check_evidence(evidence: Any) -> None:
         _check.figure(evidence["exact"], "max_abs_diff", f"{where}.exact")
     if "worst_prompt" in evidence:
         _check_case(evidence["worst_prompt"], f"{where}.worst_prompt")
+    if "guarantee" in evidence:
+        _check_guarantee(evidence["guarantee"], f"{where}.guarantee")
     for number, case in enumerate(_check.array(evidence, "cases", where) if "cases" in evidence else ()):
+        _check_case(case, f"{where}.cases[{number}]")
+
+
+def _check_guarantee(guarantee: Mapping[str, Any], where: str) -> None:
+    for name in ("statement", "assumption"):
+        _check.string(guarantee, name, where)
+    for name in ("share", "confidence"):
+        if not 0 < _check.figure(guarantee, name, where) < 1:
+            raise ProfileError(f"{where}.{name}", "must be above 0 and below 1")
+    for name in ("n", "misses"):
+        _check.integer(guarantee, name, where, minimum=0)
+    _check.mapping(guarantee.get("floors"), f"{where}.floors")
+    for number, case in enumerate(_check.array(guarantee, "cases", where)):
         _check_case(case, f"{where}.cases[{number}]")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,8 +13,9 @@ from typing import Any
 import torch
 
 from scope_runtime import _check
-from scope_runtime.adapters import adapter_for
+from scope_runtime.digest import config_digest
 from scope_runtime.errors import ProfileError
+from scope_runtime.families import adapter_class
 
 _SAMPLES_PER_TENSOR = 64
 
@@ -53,7 +53,7 @@ class ModelIdentity:
         Raises:
             ProfileError: If weights cannot be read.
         """
-        return adapter_for(pipe).identity(pipe)
+        return adapter_class(pipe).identity(pipe)
 
     def mismatches(self, actual: ModelIdentity) -> list[str]:
         """One phrase per field in which ``actual`` is another model."""
@@ -76,11 +76,6 @@ class ModelIdentity:
         """Inverse of `to_dict`; every field but ``adapters`` must be there."""
         known = {"adapters": None, **_check.mapping(data, "model")}
         return cls(**_check.complete(known, [f.name for f in fields(cls)], "model"))
-
-
-def config_digest(config: Mapping[str, Any]) -> str:
-    """A short name for a model's configuration."""
-    return hashlib.sha256(json.dumps(dict(config), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def weights_digest(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:

@@ -6,15 +6,18 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 from scope_runtime import _check
 from scope_runtime.errors import ProfileError, shown
+from scope_runtime.gap_weights import GapWeights, plan_digest
 from scope_runtime.indicator import INDICATORS, MODULATED_INPUT, NOISE_LEVEL, ChangeMap
 from scope_runtime.schedule import AXES, NOISE_LEVEL_AXIS, Schedule
 
 GRANULARITIES = ("prefix", "step", "block")
 CONTEXT_DTYPES = ("float32", "bfloat16", "float16")
+CLEAN, LAST = "clean", "last"
+CAPTURES = (CLEAN, LAST)
 
 
 class Mode(IntEnum):
@@ -31,6 +34,9 @@ class Mode(IntEnum):
 IDLE = "."
 LETTERS = {Mode.CACHE: "C", Mode.PREDICT: "P", Mode.RECOMPUTE: "R"}
 _MAPS = ("noise_map", "change_map")
+_EXTRAPOLATION = ("order", "axis", "max_step_ratio")
+_LEARNED = ("captures", "gap_weights")
+_GUARDS = ("magnitude_bound", "error_budget")
 _MODE_OF = {letter: mode for mode, letter in LETTERS.items()}
 
 
@@ -74,6 +80,13 @@ class Policy:
         plan: A frozen plan: one string per row, one letter per block, R, P, C or ``.`` for idle. It takes the place
             of indicator, thresholds, granularity, ``max_skip``, ``warmup`` and ``tail``; nothing is decided while it
             runs, and only a ``magnitude_bound`` or an ``error_budget`` makes it look at outputs at all.
+        captures: Which K/V of a complete block later ones attend to. ``"clean"``: those of a pass at its clean level,
+            which is exact. ``"last"``: those of its last recompute, so that no such pass is made; blocks that are
+            complete from the start are captured all the same.
+        gap_weights: Learned weights of the newest raw outputs: what a recompute hands over, and every row that is
+            skipped after it, predicted or cached. They hold for one ``plan``, which must be given. Nothing is
+            extrapolated then, and nothing may force a recompute that the plan does not have: ``order``, ``axis``,
+            ``max_step_ratio``, ``magnitude_bound`` and ``error_budget`` must be left at their defaults.
 
     Raises:
         ProfileError: Naming the field, if a value is out of range.
@@ -98,6 +111,8 @@ class Policy:
     context_window: int | None = None
     context_dtype: str | None = None
     plan: tuple[str, ...] | None = None
+    captures: Literal["clean", "last"] = "clean"
+    gap_weights: GapWeights | None = None
 
     def __post_init__(self) -> None:
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -129,6 +144,33 @@ class Policy:
             _check.choice(data, "context_dtype", where, CONTEXT_DTYPES)
         if self.plan is not None:
             _check_plan_form(self.plan)
+        _check.choice(data, "captures", where, CAPTURES)
+        if self.gap_weights is not None:
+            self._check_gap_weights(self.gap_weights)
+
+    def _check_gap_weights(self, weights: Any) -> None:
+        if not isinstance(weights, GapWeights):
+            raise ProfileError("policy.gap_weights", "must be GapWeights or None")
+        if self.plan is None:
+            raise ProfileError("policy.gap_weights", "must be null without a plan: weights hold for one frozen plan")
+        if weights.plan != plan_digest(self.plan):
+            raise ProfileError(
+                "policy.gap_weights.plan",
+                f"is {shown(weights.plan)}, but this policy's plan is {plan_digest(self.plan)!r}: the weights were "
+                "fitted for another one",
+            )
+        for name in _EXTRAPOLATION:
+            if getattr(self, name) != getattr(Policy, name):
+                raise ProfileError(
+                    f"policy.{name}", f"must be {getattr(Policy, name)!r} with gap_weights, which extrapolate nothing"
+                )
+        for name in _GUARDS:
+            if getattr(self, name) is not None:
+                raise ProfileError(
+                    f"policy.{name}",
+                    "must be null with gap_weights: the weights after a recompute that the plan does not have would be "
+                    "wrong",
+                )
 
     @property
     def needs_content(self) -> bool:
@@ -146,12 +188,16 @@ class Policy:
         return self.order + (self.error_budget is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON form, every field written out."""
-        return {
+        """Plain JSON form, every field written out but for learned ones at their defaults.
+
+        Those are left out so that who does not know them reads every policy that does without.
+        """
+        data = {
             **asdict(self),
-            **{name: found.to_dict() if (found := getattr(self, name)) else None for name in _MAPS},
+            **{name: found.to_dict() if (found := getattr(self, name)) else None for name in (*_MAPS, "gap_weights")},
             "plan": None if self.plan is None else list(self.plan),
         }
+        return {name: value for name, value in data.items() if name not in _LEARNED or value != getattr(Policy, name)}
 
     @classmethod
     def from_dict(cls, data: Any) -> Policy:
@@ -163,6 +209,8 @@ class Policy:
                 fields[name] = ChangeMap.from_dict(fields[name], f"policy.{name}")
         if isinstance(fields.get("plan"), list):
             fields["plan"] = tuple(fields["plan"])
+        if fields.get("gap_weights") is not None:
+            fields["gap_weights"] = GapWeights.from_dict(fields["gap_weights"])
         return cls(**fields)
 
 
@@ -184,12 +232,17 @@ class Decider:
         schedule: The window's plan.
 
     Raises:
-        ProfileError: If the policy holds a frozen plan that does not fit the schedule.
+        ProfileError: If the policy holds a frozen plan that does not fit the schedule, or keeps what no schedule of
+            this kind has.
     """
 
     def __init__(self, policy: Policy, schedule: Schedule) -> None:
         if policy.plan is not None:
             _check_plan_fits(policy.plan, schedule)
+        if policy.captures == LAST and not schedule.causal:
+            raise ProfileError(
+                "policy.captures", "must be 'clean' under bidirectional attention, where nothing is captured"
+            )
         self.policy = policy
         self.schedule = schedule
         # Under bidirectional attention a recomputed block sees all others, so none may be left out.
@@ -321,9 +374,11 @@ def _check_plan_fits(plan: tuple[str, ...], schedule: Schedule) -> None:
 
 
 def needs_stale_context(policy: Policy, schedule: Schedule) -> bool:
-    """Whether a block is recomputed while an earlier active one is not, and so sees its K/V of an older row."""
+    """Whether a block is recomputed while an earlier one is not, and so sees its K/V of an older row."""
     if not schedule.causal:
         return False
+    if policy.captures == LAST:
+        return True
     if policy.plan is None:
         return policy.granularity == "block" or (policy.granularity == "prefix" and policy.stale_tolerance is not None)
     return any({"P", "C"} & set(row[: row.rindex("R")]) for row in policy.plan if "R" in row)

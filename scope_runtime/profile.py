@@ -52,6 +52,8 @@ class Profile:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
+        if self.policy.gap_weights is not None:
+            self.policy.gap_weights.check_settings(self.settings)
         check_evidence(self.evidence)
         _check.plain_json(_check.mapping(self.provenance, "provenance"), "provenance")
         try:
@@ -137,7 +139,11 @@ class Profile:
         Raises:
             ProfileMismatch: Naming every field that differs.
         """
-        found = self.model.mismatches(ModelIdentity.of(pipe))
+        self.check_identity(ModelIdentity.of(pipe))
+
+    def check_identity(self, model: ModelIdentity) -> None:
+        """As `check_model`, for a model whose identity is known."""
+        found = self.model.mismatches(model)
         if found:
             raise ProfileMismatch(
                 found[0].split()[0],

@@ -39,17 +39,20 @@ class Observation:
 
 @dataclass(frozen=True)
 class PredictionError:
-    """A-posteriori check of one recompute: what the extrapolation would have given against what the model gave.
+    """A-posteriori check of one recompute: what skipping it would have handed over against what the model gave.
+
+    With gap weights that is what the gap before hands over, against the raw output.
 
     Attributes:
         row: Row number.
         block: Block number.
         branch: Guidance branch.
         sigma: Noise level.
-        order: Order the extrapolation would have used.
+        order: Order the extrapolation would have used; 0 with gap weights.
         error: Relative L2 error.
         predicted: The error to expect beforehand, by the first term that the extrapolation leaves out; its divided
-            difference is the one that the check before this one measured. None where there was no such check.
+            difference is the one that the check before this one measured. None where there was no such check, and with
+            gap weights.
     """
 
     row: int
@@ -111,7 +114,7 @@ class WindowReport:
         """Adds an a-posteriori error as a scalar tensor, which stays on its device until somebody reads it.
 
         ``reach`` is `scope_runtime.History.reach` of the prediction: errors are compared per reach, so they have to be
-        of one axis.
+        of one axis. 0 where nothing is extrapolated: then no error is expected beforehand.
         """
         self._errors.append((row, block, branch, order, reach, error))
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from scope_runtime.adapters import Attachment, adapter_for
 from scope_runtime.context import ContextOptions
-from scope_runtime.engine import Recorder
+from scope_runtime.engine import Pilot, Recorder
 from scope_runtime.errors import ProfileMismatch, ScopeWarning
 from scope_runtime.policy import Policy
 from scope_runtime.profile import Profile
@@ -104,18 +104,32 @@ def apply_scope(
 
 
 def run_policy(
-    pipe: Any, policy: Policy, *, offload_context: bool = False, max_context_bytes: int | None = None
+    pipe: Any,
+    policy: Policy,
+    *,
+    pilot: Pilot | None = None,
+    offload_context: bool = False,
+    max_context_bytes: int | None = None,
 ) -> Scope:
     """Accelerates a pipeline with a bare policy, whatever its settings: what calibration uses to try candidates.
+
+    Gap weights alone say what settings they are for: a call with others raises `ProfileMismatch`.
 
     Args:
         pipe: A pipeline of a known family.
         policy: The rules.
+        pilot: Says what blocks hand over, in place of the policy; which are recomputed is the policy's all the same.
         offload_context: Keep captured context in host memory; slower, the same result.
         max_context_bytes: Refuse a generation whose context would take more, before it starts.
     """
+
+    def policy_for(actual: Settings, changes: Sequence[str]) -> tuple[Policy, str]:
+        if policy.gap_weights is not None:
+            policy.gap_weights.check_settings(actual)
+        return policy, ""
+
     context = ContextOptions(offload_context, max_context_bytes)
-    return Scope(adapter_for(pipe)(pipe, lambda *_: (policy, ""), context=context))
+    return Scope(adapter_for(pipe)(pipe, policy_for, pilot=pilot, context=context))
 
 
 def exact(

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from scope_runtime import _check
-from scope_runtime.adapters import adapter_for
 from scope_runtime.errors import ProfileError, named, shown
+from scope_runtime.families import adapter_class
 
 _SIGMA_TOLERANCE = 1e-5
 
@@ -138,7 +138,7 @@ class Settings:
     @classmethod
     def of(cls, pipe: Any, **call: Any) -> Settings:
         """The settings that ``pipe`` would run with when called with ``call``; what is left out is its default."""
-        return adapter_for(pipe).settings(pipe, **call)
+        return adapter_class(pipe).settings(pipe, **call)
 
     def mismatches(self, actual: Settings) -> list[str]:
         """One phrase per setting in which ``actual`` leaves what was calibrated, beginning with the field's name."""

@@ -6,6 +6,7 @@ A position is a plain number; what it counts is the caller's choice (`scope_runt
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -133,3 +134,77 @@ class History:
     @norms.setter
     def norms(self, values: list[float]) -> None:
         self._norms = values
+
+
+class Extrapolation:
+    """A block that is predicted or cached by its `History`; see `scope_runtime.prediction.Prediction`.
+
+    Args:
+        kept: Order of the history.
+        order: Order that predictions have, where the history and ``max_step_ratio`` allow it; at most ``kept``.
+        max_step_ratio: Above this ratio of gap to history spacing the order drops by one. None: no such limit.
+        position: Where a row stands on the axis of the extrapolation.
+    """
+
+    def __init__(self, kept: int, order: int, max_step_ratio: float | None, position: Callable[[int], float]) -> None:
+        self._history = History(kept)
+        self._wanted = order
+        self._max_step_ratio = max_step_ratio
+        self._position = position
+
+    def _order(self, position: float, cached: bool) -> int:
+        return 0 if cached else self._history.usable_order(position, self._wanted, self._max_step_ratio)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has been recorded since the beginning or the last `clear`."""
+        return not len(self._history)
+
+    @property
+    def bytes(self) -> int:
+        """Memory held, in bytes."""
+        return self._history.bytes
+
+    def clear(self) -> None:
+        """Forgets every recorded output."""
+        self._history.clear()
+
+    def record(self, row: int, output: torch.Tensor) -> torch.Tensor:
+        """Adds a recomputed output, which is what the row hands over."""
+        self._history.record(self._position(row), output)
+        return output
+
+    def output(self, row: int, *, cached: bool) -> torch.Tensor:
+        """The newest output, or the one expected in ``row``, in float32."""
+        position = self._position(row)
+        return self._history.extrapolate(position, self._order(position, cached))
+
+    def foreseen(self, row: int) -> tuple[torch.Tensor, int, float]:
+        """The output expected in ``row``, the order of the extrapolation, and its reach."""
+        position = self._position(row)
+        order = self._order(position, cached=False)
+        return self._history.extrapolate(position, order), order, self._history.reach(position, order)
+
+    def displacement(self, row: int, *, cached: bool) -> float:
+        """How far the output in ``row`` is from the newest; see `History.displacement`."""
+        position = self._position(row)
+        return self._history.displacement(position, self._order(position, cached))
+
+    def remainder(self, row: int, *, cached: bool) -> float:
+        """Estimated relative error of the output in ``row``; see `History.remainder`."""
+        position = self._position(row)
+        return self._history.remainder(position, self._order(position, cached))
+
+    @property
+    def pending_norms(self) -> torch.Tensor | None:
+        """As of the history."""
+        return self._history.pending_norms
+
+    @property
+    def norms(self) -> list[float]:
+        """As of the history."""
+        return self._history.norms
+
+    @norms.setter
+    def norms(self, values: list[float]) -> None:
+        self._history.norms = values

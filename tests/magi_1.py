@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from calibrate.magi_1_checkout import forget_package, import_pipeline
+from calibrate.families.magi_1.checkout import forget_package, import_pipeline
 from scope_runtime import ModelIdentity, Policy, Profile, Settings
 
 STAND_IN = Path(__file__).parent / "magi_1_checkout"

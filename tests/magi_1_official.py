@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import MagicMock, patch
 
 import torch
@@ -20,6 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from tests.magi_1 import Magi, config_json, imported
+
+T = TypeVar("T")
 
 OFFICIAL: dict[str, Any] = {
     "hidden_size": 128, "ffn_hidden_size": 64, "num_attention_heads": 8, "num_query_groups": 4, "kv_channels": 16,
@@ -46,6 +48,12 @@ class _OnTheCpu(TorchFunctionMode):
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = "cpu"
         return func(*("cpu" if isinstance(a, str) and a.startswith("cuda") else a for a in args), **kwargs)
+
+
+def on_the_cpu(work: Callable[[], T]) -> T:
+    """Does work that belongs to another thread than that which entered `official`."""
+    with _OnTheCpu():
+        return work()
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: Any) -> torch.Tensor:

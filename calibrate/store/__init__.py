@@ -3,30 +3,39 @@
 from calibrate.store.address import database_file, has_secrets, masked_url, portable_url, without_secrets
 from calibrate.store.failure import DatabaseFailed
 from calibrate.store.models import (
-    Claim,
+    DriverRecord,
     Environment,
     Generation,
     GenerationDetail,
     ProfileRecord,
     StudyRecord,
-    WorkerRecord,
 )
-from calibrate.store.storage import Heartbeat, Storage
-from calibrate.store.store import CONTENT, Store, policy_digest, recorded, refuse_changes
+from calibrate.store.storage import Storage
+from calibrate.store.store import (
+    CANDIDATE,
+    CONTENT,
+    GUARANTEE,
+    GUARANTEE_STOCK,
+    Store,
+    policy_digest,
+    recorded,
+    refuse_changes,
+)
 
 __all__ = [
+    "CANDIDATE",
     "CONTENT",
-    "Claim",
+    "GUARANTEE",
+    "GUARANTEE_STOCK",
     "DatabaseFailed",
+    "DriverRecord",
     "Environment",
     "Generation",
     "GenerationDetail",
-    "Heartbeat",
     "ProfileRecord",
     "Storage",
     "Store",
     "StudyRecord",
-    "WorkerRecord",
     "database_file",
     "has_secrets",
     "masked_url",

@@ -21,7 +21,7 @@ from calibrate.errors import CalibrateError
 from calibrate.store.models import Environment, Generation, GenerationDetail, ProfileRecord, StudyRecord
 from calibrate.store.optuna_tables import ATTRIBUTES, PARAMETERS, STUDIES, TRIALS, trial_states
 from calibrate.store.storage import Storage
-from calibrate.store.store import measured_by, policy_digest
+from calibrate.store.store import CANDIDATE, measured_by, of_trials, policy_digest
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,17 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class FullCompute:
-    """Means over the search cases of a full-compute mode.
+class Means:
+    """Means over the generations of a kind.
 
     Attributes:
-        cases: How many were measured.
+        generations: How many there are.
         evaluations: Block evaluations.
         seconds_denoise: Denoising.
         seconds_end_to_end: From prompt to frames.
     """
 
-    cases: int
+    generations: int
     evaluations: float
     seconds_denoise: float
     seconds_end_to_end: float
@@ -156,8 +156,8 @@ def parameters(storage: Storage, name: str) -> dict[int, dict[str, tuple[Any, op
     return found
 
 
-def full_compute(storage: Storage, study_id: int) -> dict[str, FullCompute]:
-    """The means of the stock and the exact runs of the search cases, under ``stock`` and ``exact``."""
+def means_by_kind(storage: Storage, study_id: int) -> dict[str, Means]:
+    """The means of stock and exact runs, and of those that weights were fitted in: ``stock``, ``exact`` and ``fit``."""
     query = (
         select(
             Generation.kind,
@@ -166,13 +166,17 @@ def full_compute(storage: Storage, study_id: int) -> dict[str, FullCompute]:
             func.avg(Generation.seconds_denoise),
             func.avg(Generation.seconds_end_to_end),
         )
-        .where(Generation.study_id == study_id, Generation.state == "complete", Generation.kind.in_(("stock", "exact")))
+        .where(
+            Generation.study_id == study_id,
+            Generation.state == "complete",
+            Generation.kind.in_(("stock", "exact", "fit")),
+        )
         .group_by(Generation.kind)
     )
     with storage.reading() as session:
         return {
-            kind: FullCompute(cases, *(float(value or 0.0) for value in means))
-            for kind, cases, *means in session.execute(query)
+            kind: Means(count, *(float(value or 0.0) for value in means))
+            for kind, count, *means in session.execute(query)
         }
 
 
@@ -190,7 +194,7 @@ def measurements(
         .where(
             Generation.study_id == study_id,
             Generation.state == "complete",
-            Generation.kind.in_(("candidate", "held_out_scope")),
+            Generation.kind.in_((CANDIDATE, "held_out_scope")),
             Generation.policy_digest == policy_digest(policy),
             *measured_by(metric_version),
         )
@@ -203,6 +207,25 @@ def measurements(
             kept = select(GenerationDetail).where(GenerationDetail.generation_id.in_([row.id for row in rows]))
             details = {record.generation_id: record.detail for record in session.scalars(kept)}
     return [(row, details.get(row.id, {})) for row in rows]
+
+
+def complete(
+    storage: Storage, study_id: int, kind: str, metric_version: int, trials: Sequence[int]
+) -> Sequence[Generation]:
+    """The complete generations of a kind and of some trials whose quality figures have one version, oldest first."""
+    query = (
+        select(Generation)
+        .where(
+            Generation.study_id == study_id,
+            Generation.kind == kind,
+            Generation.state == "complete",
+            *measured_by(metric_version),
+            *of_trials(trials),
+        )
+        .order_by(Generation.id)
+    )
+    with storage.reading() as session:
+        return session.scalars(query).all()
 
 
 def profiles(storage: Storage, study_id: int) -> Sequence[ProfileRecord]:

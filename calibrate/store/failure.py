@@ -20,7 +20,7 @@ _FULL = "the disk of the database is full; free some space and run the same comm
 _FOREIGN = "its tables are not the ones that this program makes; use another database."
 _LOCKED = "another process keeps the database locked; wait for it or stop it."
 _GONE = "the database cannot be reached; check the address, the user and that the server runs."
-_CROWDED = "the server takes no more connections; stop some workers or raise its max_connections."
+_CROWDED = "the server takes no more connections; close some of them or raise its max_connections."
 _NOT_UTF8 = "a text holds characters that no database keeps, such as NUL; remove them."
 
 # By PostgreSQL's error codes, the whole code or its class.
@@ -68,6 +68,8 @@ _BY_SQLITE_CODE = {
 # What another process or a server that restarts may mend: locks, lost and refused connections.
 _PASSING_SQLITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 _PASSING_STATES = {"08", "57P", "53300", "40001", "40P01", "55P03"}
+# The pool of connections is used up; a connection was lost within a transaction, and what follows in it says only that.
+_PASSING = (sqlalchemy.exc.TimeoutError, sqlalchemy.exc.PendingRollbackError, sqlalchemy.exc.ResourceClosedError)
 _TIME = re.compile("isoformat|datetime|date string")
 _SOON = re.compile("|".join(list(_BY_MESSAGE)[:2]))
 
@@ -87,7 +89,7 @@ def reported(error: BaseException) -> BaseException | None:
             return None
         if _unreadable(found) or isinstance(found, (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.StatementError)):
             return found
-        if isinstance(found, (sqlalchemy.exc.TimeoutError, sqlalchemy.exc.NoSuchModuleError, ModuleNotFoundError)):
+        if isinstance(found, (*_PASSING, sqlalchemy.exc.NoSuchModuleError, ModuleNotFoundError)):
             return found
         found = found.__cause__
     return None
@@ -100,7 +102,7 @@ def passes(failure: BaseException, *, opened: bool) -> bool:
         failure: See `reported`.
         opened: Whether the database was reached before; an address that never worked is more likely to be wrong.
     """
-    if isinstance(failure, sqlalchemy.exc.TimeoutError):
+    if isinstance(failure, _PASSING):
         return True
     original = getattr(failure, "orig", None)
     if isinstance(original, sqlite3.Error):
@@ -127,6 +129,8 @@ def database_failure(failure: BaseException) -> str:
         return _sqlite_cause(original)
     if isinstance(failure, sqlalchemy.exc.TimeoutError):
         return _CROWDED
+    if isinstance(failure, _PASSING):
+        return _GONE
     if isinstance(original, UnicodeEncodeError):
         return _NOT_UTF8
     if not isinstance(failure, sqlalchemy.exc.StatementError):

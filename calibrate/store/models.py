@@ -61,10 +61,11 @@ class Environment(Base):
 class Generation(Base):
     """One generation: what was asked, what it cost, what it gave.
 
-    `kind` is `stock` or `exact` for full-compute runs of a search case, `candidate` for a policy on a search case, and
-    `held_out_stock`, `held_out_exact` and `held_out_scope` for the paired runs of an export.
+    `kind` is `stock` or `exact` for full-compute runs of a search or fit case, `fit` for a run that weights were fitted
+    in, `candidate` for a policy on a search case, `guarantee` for one on a guarantee case, `guarantee_stock` for stock
+    runs of these, and `held_out_stock`, `held_out_exact` and `held_out_scope` for the paired runs of an export.
 
-    `metric_version` is that of `calibrate.quality` for the quality figures in `metrics`, and 0 where there are none.
+    `metric_version` is that of `calibrate.quality.metrics` for the figures in `metrics`, and 0 where there are none.
     """
 
     __tablename__ = "scope_generation"
@@ -117,7 +118,7 @@ class Generation(Base):
 
 
 class GenerationDetail(Base):
-    """What is drawn of one generation (see `calibrate.detail`); apart, so that reading many generations stays quick."""
+    """What is drawn of one generation (`calibrate.measure.detail`); apart, so that reading many stays quick."""
 
     __tablename__ = "scope_generation_detail"
 
@@ -141,24 +142,18 @@ class ProfileRecord(Base):
     created: Mapped[datetime]
 
 
-class WorkerRecord(Base):
-    """A process that works on a study. One whose `seen` is old, or that has `finished`, holds nothing any more."""
+class DriverRecord(Base):
+    """The process that runs a study, or ran it last: whether it still does, `calibrate.store.lock` knows.
 
-    __tablename__ = "scope_worker"
+    `state` says what it was at when it was `seen`; see `calibrate.search.driver`.
+    """
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("scope_study.id", ondelete="CASCADE"), index=True)
-    started: Mapped[datetime]
+    __tablename__ = "scope_driver"
+
+    study_id: Mapped[int] = mapped_column(
+        ForeignKey("scope_study.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    host: Mapped[str]
+    process: Mapped[int]
+    state: Mapped[dict[str, Any]]
     seen: Mapped[datetime]
-    finished: Mapped[datetime | None]
-
-
-class Claim(Base):
-    """A piece of work that one worker does and the others leave alone for as long as that worker lives."""
-
-    __tablename__ = "scope_claim"
-
-    study_id: Mapped[int] = mapped_column(ForeignKey("scope_study.id", ondelete="CASCADE"), primary_key=True)
-    work: Mapped[str] = mapped_column(String(80), primary_key=True)
-    worker_id: Mapped[int] = mapped_column(ForeignKey("scope_worker.id", ondelete="CASCADE"), index=True)
-    since: Mapped[datetime]

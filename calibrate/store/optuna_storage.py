@@ -1,12 +1,14 @@
-"""Optuna's storage in our database: as patient as ours, and with the same sentences for what goes wrong."""
+"""Optuna's storage in our database: as patient as ours, and with the same sentences for what goes wrong.
+
+Optuna takes long to load, and those who only look need none of it: this file is imported where it is used.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alembic.util import CommandError
 from optuna.exceptions import UpdateFinishedTrialError
@@ -15,36 +17,45 @@ from optuna.trial import TrialState
 
 from calibrate.errors import CalibrateError
 from calibrate.store.address import masked_url
-from calibrate.store.failure import DatabaseFailed
+from calibrate.store.storage import Storage, engine_options, opening_url
 
-if TYPE_CHECKING:
-    from calibrate.store.storage import Heartbeat, Storage
+
+def open_optuna(storage: Storage) -> PatientStorage:
+    """Optuna's own storage, in the same database as ours and as patient.
+
+    Args:
+        storage: Ours.
+
+    Raises:
+        CalibrateError: If the tables belong to another version of Optuna, or to another program.
+    """
+
+    def connect() -> PatientStorage:
+        # Optuna makes its tables one by one; two processes that do so at once would trip over each other.
+        with storage.alone():
+            url = opening_url(storage.url).render_as_string(hide_password=False)
+            return PatientStorage(storage, url, engine_options(storage.url))
+
+    return storage.patiently(connect)
 
 
 class PatientStorage(RDBStorage):
     """Waits for a database that is locked or lost, in each of its methods; one of them is one transaction."""
 
-    def __init__(self, owner: Storage, url: str, engine_kwargs: dict[str, Any], heartbeat: Heartbeat | None) -> None:
+    def __init__(self, owner: Storage, url: str, engine_kwargs: dict[str, Any]) -> None:
         """Opens it, and makes Optuna's tables where they are missing.
 
         Args:
             owner: Ours, which knows how to wait.
             url: To open.
             engine_kwargs: See `optuna.storages.RDBStorage`.
-            heartbeat: How running trials show that they live; None for those who only read.
 
         Raises:
             CalibrateError: If the tables belong to another version of Optuna, or to another program.
         """
         self._owner = owner
-        self._grace = heartbeat.grace if heartbeat else 0
         try:
-            super().__init__(
-                url,
-                engine_kwargs=engine_kwargs,
-                heartbeat_interval=heartbeat.interval if heartbeat else None,
-                grace_period=heartbeat.grace if heartbeat else None,
-            )
+            super().__init__(url, engine_kwargs=engine_kwargs)
         except (CommandError, RuntimeError) as error:
             raise CalibrateError(
                 f"storage: {masked_url(owner.url)}: its tables were made by another version of Optuna or by another "
@@ -66,17 +77,6 @@ class PatientStorage(RDBStorage):
                 raise
 
         return self._owner.patiently(once)
-
-    def record_heartbeat(self, trial_id: int) -> None:
-        """As Optuna's, in a thread of its own that must go on: the next sign of life may get through."""
-        with suppress(DatabaseFailed):
-            self._owner.patiently(lambda: RDBStorage.record_heartbeat(self, trial_id), wait=False)
-
-    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        """As Optuna's; none after the database was lost, when nobody could give a sign of life."""
-        if self._owner.lost_within(self._grace):
-            return []
-        return self._owner.patiently(lambda: RDBStorage._get_stale_trial_ids(self, study_id))
 
 
 # What asks no database: that it succeeds says nothing.

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import ColumnElement, DateTime, Select, String, cast, column, func, select, table
+from sqlalchemy.orm import Session
 
 from calibrate.errors import CalibrateError
-
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
-    from calibrate.store.storage import Storage
-    from calibrate.store.store import Store
+from calibrate.store.storage import Storage
 
 STUDIES = table("studies", column("study_id"), column("study_name"))
 TRIALS = table(
@@ -27,7 +23,6 @@ STUDY_ATTRIBUTES = table("study_user_attributes", column("study_id"), column("ke
 PARAMETERS = table(
     "trial_params", *(column(name) for name in ("trial_id", "param_name", "param_value", "distribution_json"))
 )
-HEARTBEATS = table("trial_heartbeats", column("trial_id"))
 DIRECTIONS = table("study_directions", column("study_id"), column("direction"))
 SYSTEM_ATTRIBUTES = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
 
@@ -40,26 +35,29 @@ RESULT = "result"
 _STATE = cast(TRIALS.c.state, String)
 
 
-def complete_attributes(store: Store, key: str, *, without: str | None = None) -> Sequence[dict[str, Any]]:
+def complete_attributes(
+    storage: Storage, study: str, key: str, *, without: str | None = None
+) -> Sequence[dict[str, Any]]:
     """A user attribute of all complete trials that have it, in the order of the trials.
 
     Args:
-        store: The study's records.
+        storage: The database.
+        study: The study's name.
         key: Which attribute.
         without: A field of it that the database leaves out, because reading a large one takes most of the time.
     """
-    query = _attributes(store, key, without).where(_STATE == "COMPLETE").order_by(TRIALS.c.number)
-    return _decoded(store, query)
+    query = _attributes(storage, study, key, without).where(_STATE == "COMPLETE").order_by(TRIALS.c.number)
+    return _decoded(storage, query)
 
 
-def attributes_of(store: Store, key: str, trials: Collection[int]) -> Sequence[dict[str, Any]]:
+def attributes_of(storage: Storage, study: str, key: str, trials: Collection[int]) -> Sequence[dict[str, Any]]:
     """A user attribute of the trials of these numbers, whatever became of them."""
-    return _decoded(store, _attributes(store, key).where(TRIALS.c.number.in_(trials)))
+    return _decoded(storage, _attributes(storage, study, key).where(TRIALS.c.number.in_(trials)))
 
 
-def _attributes(store: Store, key: str, without: str | None = None) -> Select[str]:
+def _attributes(storage: Storage, study: str, key: str, without: str | None = None) -> Select[str]:
     value: ColumnElement[str] = ATTRIBUTES.c.value_json
-    if without is not None and store.storage.url.get_backend_name() == "sqlite":
+    if without is not None and storage.url.get_backend_name() == "sqlite":
         value = func.json_remove(value, f"$.{without}")
     elif without is not None:
         from sqlalchemy.dialects.postgresql import JSONB
@@ -70,27 +68,27 @@ def _attributes(store: Store, key: str, without: str | None = None) -> Select[st
         .select_from(ATTRIBUTES)
         .join(TRIALS, TRIALS.c.trial_id == ATTRIBUTES.c.trial_id)
         .join(STUDIES, STUDIES.c.study_id == TRIALS.c.study_id)
-        .where(STUDIES.c.study_name == store.study.name, ATTRIBUTES.c.key == key)
+        .where(STUDIES.c.study_name == study, ATTRIBUTES.c.key == key)
     )
 
 
-def _decoded(store: Store, query: Select[str]) -> Sequence[dict[str, Any]]:
-    if not store.storage.has_table(TRIALS.name):
+def _decoded(storage: Storage, query: Select[str]) -> Sequence[dict[str, Any]]:
+    if not storage.has_table(TRIALS.name):
         return []
     # All at once: one by one takes twice as long.
-    return store.storage.transaction(lambda session: json.loads(f"[{','.join(session.scalars(query))}]"))
+    return storage.transaction(lambda session: json.loads(f"[{','.join(session.scalars(query))}]"))
 
 
-def study_attribute(store: Store, key: str) -> Any:
+def study_attribute(storage: Storage, study: str, key: str) -> Any:
     """A user attribute of Optuna's study, or None if it is not there."""
-    if not store.storage.has_table(STUDY_ATTRIBUTES.name):
+    if not storage.has_table(STUDY_ATTRIBUTES.name):
         return None
     query = (
         select(STUDY_ATTRIBUTES.c.value_json)
         .join(STUDIES, STUDIES.c.study_id == STUDY_ATTRIBUTES.c.study_id)
-        .where(STUDIES.c.study_name == store.study.name, STUDY_ATTRIBUTES.c.key == key)
+        .where(STUDIES.c.study_name == study, STUDY_ATTRIBUTES.c.key == key)
     )
-    return store.storage.transaction(lambda session: json.loads(session.scalar(query) or "null"))
+    return storage.transaction(lambda session: json.loads(session.scalar(query) or "null"))
 
 
 def trial_states(storage: Storage, study: str) -> dict[str, int]:

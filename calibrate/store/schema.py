@@ -7,7 +7,7 @@ from sqlalchemy import Connection, column, inspect, select, table
 # Optuna keeps its own `alembic_version` in the same database.
 VERSION_TABLE = "scope_version"
 # The revision of `calibrate.store.models`.
-REVISION = "0004"
+REVISION = "0005"
 
 _VERSION = table(VERSION_TABLE, column("version_num"))
 

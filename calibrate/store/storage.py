@@ -7,14 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import filelock
-from sqlalchemy import URL, Engine, create_engine, event, false, func, insert, inspect, select, text
+from sqlalchemy import URL, Engine, create_engine, event, false, insert, inspect, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -23,9 +21,6 @@ from calibrate.store import schema
 from calibrate.store.address import database_file, masked_url, parse_url
 from calibrate.store.failure import DatabaseFailed, database_failure, passes, reported
 from calibrate.store.models import Environment
-
-if TYPE_CHECKING:
-    import optuna
 
 T = TypeVar("T")
 
@@ -39,19 +34,6 @@ _POLL_SECONDS = 1.0
 _SILENCE_SECONDS = 60
 # Names our lock among all advisory locks of a PostgreSQL database: "SCOPE" in ASCII.
 _LOCK_KEY = 0x53434F5045
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """How a process shows that it lives.
-
-    Attributes:
-        interval: Seconds between two signs of life.
-        grace: Seconds of silence after which it is taken for dead and others take over its work.
-    """
-
-    interval: int = 30
-    grace: int = 120
 
 
 class Storage:
@@ -94,7 +76,6 @@ class Storage:
         self._told = told or (lambda _line: None)
         self._opened = False
         self._lost_since: float | None = None
-        self._last_lost: float | None = None
         self._here = threading.local()
         mode = self.url.query.get("mode", "rwc")
         file = database_file(self.url)
@@ -105,7 +86,7 @@ class Storage:
         read_only = read_only or mode == "ro"
 
         def open_engine() -> Engine:
-            return create_engine(_opening_url(self.url, read_only), **_engine_options(self.url, read_only))
+            return create_engine(opening_url(self.url, read_only), **engine_options(self.url, read_only))
 
         self.engine = self.patiently(open_engine)
         if file is not None and not read_only:
@@ -174,12 +155,11 @@ class Storage:
                     raise
                 if not passes(failure, opened=self._opened):
                     raise DatabaseFailed(self.explain(failure)) from error
-                self._last_lost = time.monotonic()
                 if not wait or not self._worth_waiting(failure):
                     raise DatabaseFailed(self.explain(failure)) from error
             else:
                 if self._lost_since is not None:
-                    self._lost_since, self._last_lost = None, time.monotonic()
+                    self._lost_since = None
                     self._told("The database is back.")
                 return done
             finally:
@@ -202,39 +182,39 @@ class Storage:
                 raise
             raise DatabaseFailed(self.explain(failure)) from error
 
-    def lost_within(self, seconds: float) -> bool:
-        """Whether the database could not be used a moment ago: others may have been silent for that reason alone."""
-        last = self._last_lost
-        return self._lost_since is not None or (last is not None and time.monotonic() - last < seconds)
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes from changing tables meanwhile; the system ends it with the process, whatever happens.
 
-    def optuna(self, heartbeat: Heartbeat | None = None) -> optuna.storages.RDBStorage:
-        """Optuna's own storage, in the same database and as patient.
+        SQLite files are guarded by a lock file beside them, servers by a lock of their own.
 
-        Args:
-            heartbeat: How running trials show that they live; None for those who only read.
+        Raises:
+            CalibrateError: If another process keeps the lock, or the folder of the database cannot be written.
         """
-        # Optuna takes long to load, and those who only look need none of it.
-        from calibrate.store.optuna_storage import PatientStorage
-
-        def connect() -> PatientStorage:
-            # Optuna makes its tables one by one; two processes that do so at once would trip over each other.
-            with self._alone():
-                return PatientStorage(
-                    self, _opening_url(self.url).render_as_string(hide_password=False), _engine_options(self.url),
-                    heartbeat,
-                )  # fmt: skip
-
-        return self.patiently(connect)
+        file = database_file(self.url)
+        if file is not None:
+            try:
+                with filelock.FileLock(f"{file}.lock", timeout=WAIT_SECONDS):
+                    yield
+            except filelock.Timeout as error:
+                raise CalibrateError(f"storage: another process keeps {file}.lock; wait for it or stop it.") from error
+            except PermissionError as error:
+                raise CalibrateError(
+                    f"storage: {masked_url(self.url)}: the folder of the database cannot be written; choose another "
+                    "path, or change its permissions."
+                ) from error
+            return
+        with self.engine.connect() as connection:
+            connection.execute(text(f"SET LOCAL lock_timeout = {int(WAIT_SECONDS * 1000)}"))
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK_KEY})
 
     def has_table(self, name: str) -> bool:
         """Whether a table is there."""
         return self.patiently(lambda: inspect(self.engine).has_table(name))
-
-    def now(self, session: Session) -> datetime:
-        """The time that all processes on this database agree on: the server's, or for a file this machine's."""
-        if self.url.get_backend_name() == "sqlite":
-            return datetime.now(UTC)
-        return session.execute(select(func.clock_timestamp())).scalar_one()
 
     def explain(self, failure: BaseException) -> str:
         """One sentence for a failure of this database, without its password."""
@@ -281,7 +261,7 @@ class Storage:
         with self.engine.connect() as connection:
             if schema.revision_of(connection) == schema.REVISION:
                 return
-        with self._alone(), self.engine.begin() as connection:
+        with self.alone(), self.engine.begin() as connection:
             if self.url.get_backend_name() == "sqlite":
                 # Python's driver begins no transaction for changes of tables: a process killed here would leave half of
                 # them, which nobody could open any more.
@@ -312,33 +292,6 @@ class Storage:
             f"{schema.REVISION}; update scope-calibrate or use another database."
         )
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps other processes from changing tables meanwhile; the system ends it with the process, whatever happens.
-
-        SQLite files are guarded by a lock file beside them, servers by a lock of their own.
-        """
-        file = database_file(self.url)
-        if file is not None:
-            try:
-                with filelock.FileLock(f"{file}.lock", timeout=WAIT_SECONDS):
-                    yield
-            except filelock.Timeout as error:
-                raise CalibrateError(f"storage: another process keeps {file}.lock; wait for it or stop it.") from error
-            except PermissionError as error:
-                raise CalibrateError(
-                    f"storage: {masked_url(self.url)}: the folder of the database cannot be written; choose another "
-                    "path, or change its permissions."
-                ) from error
-            return
-        with self.engine.connect() as connection:
-            connection.execute(text(f"SET LOCAL lock_timeout = {int(WAIT_SECONDS * 1000)}"))
-            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
-            try:
-                yield
-            finally:
-                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK_KEY})
-
 
 def _prepare_file(path: Path, create: bool) -> None:
     """Makes the folder of an SQLite file, or says that there is no such file."""
@@ -350,7 +303,7 @@ def _prepare_file(path: Path, create: bool) -> None:
         raise CalibrateError(f"storage: the folder {path.parent} cannot be made; choose another path.") from error
 
 
-def _opening_url(url: URL, read_only: bool = False) -> URL:
+def opening_url(url: URL, read_only: bool = False) -> URL:
     """What the driver is given: for a file, SQLite's own form, which no name can be mistaken in."""
     file = database_file(url)
     if file is None:
@@ -359,7 +312,8 @@ def _opening_url(url: URL, read_only: bool = False) -> URL:
     return URL.create("sqlite", database=f"file:{quote(os.path.realpath(file))}", query={"mode": mode, "uri": "true"})
 
 
-def _engine_options(url: URL, read_only: bool = False) -> dict[str, Any]:
+def engine_options(url: URL, read_only: bool = False) -> dict[str, Any]:
+    """What else `sqlalchemy.create_engine` is given: how long to wait for a lock, when to give up a silent server."""
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": float(str(url.query.get("timeout", _BUSY_SECONDS)))}}
     options: dict[str, Any] = {

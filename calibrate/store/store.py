@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, inspect, or_, select, update
@@ -14,11 +14,15 @@ from sqlalchemy.orm import Session
 
 from calibrate.errors import CalibrateError
 from calibrate.files import digest
-from calibrate.store.models import Environment, Generation, GenerationDetail, ProfileRecord, StudyRecord, WorkerRecord
+from calibrate.store.models import DriverRecord, Environment, Generation, GenerationDetail, ProfileRecord, StudyRecord
 from calibrate.store.optuna_tables import STUDIES, refuse_foreign
-from calibrate.store.storage import Heartbeat, Storage
+from calibrate.store.storage import Storage
 
 FULL_COMPUTE = "full-compute"
+# Kinds of generations: policies on search cases; on guarantee cases, and the stock clips that these are held against.
+CANDIDATE = "candidate"
+GUARANTEE = "guarantee"
+GUARANTEE_STOCK = "guarantee_stock"
 # What tells generations apart, beside the times at which they ran.
 _NAMED_BY = ("study_id", "kind", "policy_digest", "prompt_digest", "seed", "state")
 CONTENT = "content"
@@ -147,8 +151,16 @@ class Store:
 
         return self.storage.transaction(write)
 
-    def record(self, generation: Generation, detail: dict[str, Any] | None = None) -> Generation:
-        """Like `add`, unless another worker has measured the same meanwhile; gives the one that counts."""
+    def record(
+        self, generation: Generation, detail: dict[str, Any] | None = None, completing: str | None = None
+    ) -> Generation:
+        """Like `add`, unless the same has been measured before; gives the one that counts.
+
+        Args:
+            generation: What was measured.
+            detail: What is drawn of it.
+            completing: A mapping among its metrics with entries that one from before may lack, and gets.
+        """
         try:
             return self.add(generation, detail)
         except IntegrityError:
@@ -161,7 +173,19 @@ class Store:
             )
             if first is None:
                 raise
-            return first
+            more = (generation.metrics or {}).get(completing or "", {})
+            return self.with_more(first, completing, more) if completing and more else first
+
+    def with_more(self, generation: Generation, part: str, more: dict[str, Any]) -> Generation:
+        """Adds entries to a mapping among a recorded generation's metrics."""
+
+        def add(session: Session) -> Generation:
+            row = session.get_one(Generation, generation.id)
+            metrics = row.metrics or {}
+            row.metrics = {**metrics, part: {**metrics.get(part, {}), **more}}
+            return row
+
+        return self.storage.transaction(add)
 
     def measured(
         self, kind: str, policy: dict[str, Any] | None, prompt: str, seed: int, *, metric_version: int | None = None
@@ -179,9 +203,11 @@ class Store:
         )
         return self.storage.transaction(lambda session: session.scalar(query))
 
-    def complete(self, kind: str, *, metric_version: int | None = None) -> Sequence[Generation]:
-        """All complete generations of a kind, or those with one version of the quality figures, oldest first."""
-        query = self._complete(kind, metric_version).order_by(Generation.id)
+    def complete(
+        self, kind: str, *, metric_version: int | None = None, trials: Sequence[int] | None = None
+    ) -> Sequence[Generation]:
+        """The complete generations of a kind, oldest first: all, or those of one metric version, or of some trials."""
+        query = self._complete(kind, metric_version).where(*of_trials(trials)).order_by(Generation.id)
         return self.storage.transaction(lambda session: session.scalars(query).all())
 
     def _complete(self, kind: str, metric_version: int | None) -> Select[Generation]:
@@ -193,7 +219,7 @@ class Store:
         )
 
     def equivalents(self, *, metric_version: int | None = None) -> float:
-        """Full generations' worth of block evaluations spent on baselines and candidates, over all search cases.
+        """Full generations' worth of block evaluations spent on baselines, fits and candidates, over all search cases.
 
         Args:
             metric_version: If given, candidates with another version of the quality figures do not count.
@@ -201,12 +227,25 @@ class Store:
         own = Generation.study_id == self.study.id, Generation.state == "complete"
         # Not each by its own stock evaluations: a generation that was ended early counts for what it did.
         full = select(func.avg(Generation.evaluations)).where(*own, Generation.kind == "stock")
-        searched = and_(Generation.kind == "candidate", *measured_by(metric_version))
+        searched = and_(Generation.kind == CANDIDATE, *measured_by(metric_version))
         spent = select(func.sum(Generation.evaluations)).where(
-            *own, or_(Generation.kind.in_(("stock", "exact")), searched)
+            *own, or_(Generation.kind.in_(("stock", "exact", "fit")), searched)
         )
         return self.storage.transaction(
             lambda session: float(session.scalar(spent) or 0.0) / float(session.scalar(full) or math.inf)
+        )
+
+    def guarantee_equivalents(self) -> float:
+        """The same for what a guarantee was tested on, in all: stock clips and policies, beside the search's budget."""
+        own = Generation.study_id == self.study.id, Generation.state == "complete"
+        full = select(func.avg(Generation.evaluations)).where(*own, Generation.kind == "stock")
+        spent = select(func.sum(Generation.evaluations)).where(*own, Generation.kind == GUARANTEE)
+        stock = select(func.count()).where(*own, Generation.kind == GUARANTEE_STOCK)
+        return self.storage.transaction(
+            lambda session: (
+                float(session.scalar(stock) or 0)
+                + float(session.scalar(spent) or 0.0) / float(session.scalar(full) or math.inf)
+            )
         )
 
     def last_activity(self) -> datetime | None:
@@ -238,17 +277,19 @@ class Store:
         found = self.storage.transaction(lambda session: session.execute(query).all())
         return {reason or "unknown": count for reason, count in found}
 
-    def workers(self, heartbeat: Heartbeat) -> int:
-        """How many workers are at it."""
+    def keep_driver(self, host: str, process: int, state: dict[str, Any]) -> None:
+        """Says which process runs the study, and what it is at; see `DriverRecord`."""
 
-        def count(session: Session) -> int:
-            silent = self.storage.now(session) - timedelta(seconds=heartbeat.grace)
-            query = select(func.count()).where(
-                WorkerRecord.study_id == self.study.id, WorkerRecord.finished.is_(None), WorkerRecord.seen >= silent
+        def write(session: Session) -> None:
+            session.merge(
+                DriverRecord(study_id=self.study.id, host=host, process=process, state=state, seen=datetime.now(UTC))
             )
-            return session.execute(query).scalar_one()
 
-        return self.storage.transaction(count)
+        self.storage.transaction(write)
+
+    def driver(self) -> DriverRecord | None:
+        """The process that runs the study or ran it last; None if none ever did."""
+        return self.storage.transaction(lambda session: session.get(DriverRecord, self.study.id))
 
     def add_profile(self, trial_number: int, rule: str, path: str, profile: dict[str, Any]) -> None:
         """Records an export."""
@@ -282,6 +323,11 @@ class Store:
 def measured_by(metric_version: int | None) -> list[ColumnElement[bool]]:
     """The condition that figures have a version; none where any will do."""
     return [] if metric_version is None else [Generation.metric_version == metric_version]
+
+
+def of_trials(trials: Sequence[int] | None) -> list[ColumnElement[bool]]:
+    """The condition that generations belong to some trials; none where any will do."""
+    return [] if trials is None else [Generation.trial_number.in_(trials)]
 
 
 def _given(part: Any) -> Any:

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from calibrate.results.result import KINDS, LEARNED, THRESHOLDS, Kind
+from dashboard import wording
 from dashboard.data import front
 from dashboard.measures import Measure
 from dashboard.theme import SERIES, Palette, figure
@@ -21,6 +23,10 @@ _HEIGHT = 520
 _HOVERED = (
     "warmup", "max_skip", "tail", "order", "axis", "cache_threshold", "predict_threshold", "granularity", "indicator",
 )  # fmt: skip
+
+
+# Shapes tell the kinds apart, filled and for what is below a floor.
+_SHAPES: Mapping[Kind, tuple[str, str]] = {THRESHOLDS: ("circle", "x"), LEARNED: ("triangle-up", "triangle-up-open")}
 
 
 @dataclass(frozen=True)
@@ -85,24 +91,28 @@ def front_figure(
     below = points[~feasible & ~points["estimated"]]
     above = points[feasible & ~points.index.isin(line.index)]
     estimated = points[points["estimated"]]
-    kinds = (
-        (below, "below a floor", {"symbol": "x", "color": colours.muted, "size": 7, "opacity": 0.7}),
-        (estimated, "estimate, not measured", {"symbol": "circle-open", "color": colours.muted, "size": 8}),
-        (above, "above the floors", {"symbol": "circle", "color": colours.feasible, "size": 8, "opacity": 0.45}),
-    )
-    for group, name, marker in kinds:
+    groups: list[tuple[pd.DataFrame, str, dict[str, object]]] = []
+    for kind, told in _told_apart(points).items():
+        filled, hollow = _SHAPES[kind]
+        groups += [
+            (
+                below[below["kind"] == kind],
+                f"below a floor{told}",
+                {"symbol": hollow, "color": colours.muted, "size": 7, "opacity": 0.7},
+            ),
+            (
+                above[above["kind"] == kind],
+                f"above the floors{told}",
+                {"symbol": filled, "color": colours.feasible, "size": 8, "opacity": 0.45},
+            ),
+        ]
+    hollow_dot: dict[str, object] = {"symbol": "circle-open", "color": colours.muted, "size": 8}
+    groups.insert(1, (estimated, "estimate, not measured", hollow_dot))
+    for group, name, marker in groups:
         if len(group):
             shown = _apart(group, speed, quality)
             made.add_trace(_points(shown, f"{name} ({len(group):,})", marker, speed, quality, policies))
-    if len(line):
-        dot = {"symbol": "circle", "color": colours.feasible, "size": 11, "line": {"width": 1, "color": colours.text}}
-        trace = _points(line, f"best trade-offs ({len(line)})", dot, speed, quality, policies)
-        trace.update(
-            mode="lines+markers",
-            line={"color": colours.feasible, "width": 2},
-            error_y=_to_worst(line, quality, colours),
-        )
-        made.add_trace(trace)
+    _add_line(made, line, _told_apart(points), speed, quality, colours, policies)
     _add_references(made, references, points, quality, speed, colours)
     if held_out:
         made.add_trace(_held_out(held_out, colours))
@@ -136,13 +146,53 @@ def compared_fronts(
                 name=chart_text(name),
                 mode="lines+markers",
                 customdata=points["trial"].to_numpy(),
+                text=[f" ({wording.KINDS[LEARNED]})" if kind == LEARNED else "" for kind in points["kind"]],
                 marker={"symbol": symbols[number % len(symbols)], "size": 10},
                 line={"color": SERIES[number % len(SERIES)], "width": 2},
-                hovertemplate=f"<b>{chart_text(name)}</b>, trial %{{customdata}}<br>%{{x:.2f}}x, %{{y:{quality.form}}}"
-                "<extra></extra>",
+                hovertemplate=f"<b>{chart_text(name)}</b>, trial %{{customdata}}%{{text}}<br>"
+                f"%{{x:.2f}}x, %{{y:{quality.form}}}<extra></extra>",
             )
         )
     return made
+
+
+def _told_apart(points: pd.DataFrame) -> dict[Kind, str]:
+    """The kinds of policies that there are, with what is added to the names of their points."""
+    kinds = [kind for kind in KINDS if (points["kind"] == kind).any()]
+    return {kind: "" if kinds == [THRESHOLDS] else f", {wording.KINDS[kind]}" for kind in kinds}
+
+
+def _add_line(
+    made: go.Figure,
+    line: pd.DataFrame,
+    told_apart: Mapping[Kind, str],
+    speed: Measure,
+    quality: Measure,
+    colours: Palette,
+    policies: Mapping[int, Mapping[str, object]] | None,
+) -> None:
+    """The best trade-offs: a line through them, and on it the points of each kind in its shape."""
+    if len(told_apart) > 1 and len(line):
+        made.add_trace(
+            go.Scatter(
+                x=line[speed.key].to_numpy(), y=line[quality.key].to_numpy(), mode="lines", showlegend=False,
+                line={"color": colours.feasible, "width": 2}, hoverinfo="skip",
+            )
+        )  # fmt: skip
+    for kind, told in told_apart.items():
+        own = line[line["kind"] == kind]
+        if len(own):
+            dot = {
+                "symbol": _SHAPES[kind][0],
+                "color": colours.feasible,
+                "size": 11 if kind == THRESHOLDS else 13,
+                "line": {"width": 1, "color": colours.text},
+            }
+            trace = _points(own, f"best trade-offs{told} ({len(own)})", dot, speed, quality, policies)
+            trace.update(error_y=_to_worst(own, quality, colours))
+            if len(told_apart) == 1:
+                trace.update(mode="lines+markers", line={"color": colours.feasible, "width": 2})
+            made.add_trace(trace)
 
 
 def _points(
@@ -183,6 +233,10 @@ def _policy_lines(policy: Mapping[str, object]) -> str:
     def shown(value: object) -> str:
         return f"{value:.3g}" if isinstance(value, float) else "never" if value is None else chart_text(value)
 
+    weights = policy.get("gap_weights")
+    if isinstance(weights, Mapping):
+        captures = shown(policy.get("captures", "clean"))
+        return f"learned weights<br>outputs combined: {shown(weights.get('depth'))}<br>captures: {captures}"
     return "<br>".join(f"{name.replace('_', ' ')}: {shown(policy[name])}" for name in _HOVERED if name in policy)
 
 

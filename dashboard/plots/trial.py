@@ -115,7 +115,7 @@ def time_spent(seconds: Mapping[str, Mapping[str, float]], colours: Palette) -> 
         seconds: ``{"stock": {"denoising": ..., "decoding": ..., "encoding": ...}, ...}``, first on top.
         colours: Of the page.
     """
-    made = figure(colours, "Seconds per clip, mean of the search prompts", "", 90 + 48 * len(seconds))
+    made = figure(colours, "Seconds per clip, mean of the prompts", "", 90 + 48 * len(seconds))
     stages = list(dict.fromkeys(stage for by_stage in seconds.values() for stage in by_stage))
     shades = (colours.feasible, colours.cache, colours.muted)
     for stage, shade in zip(stages, shades, strict=False):

@@ -9,7 +9,7 @@ from dashboard import cache, insight
 from dashboard.measures import Measure
 from dashboard.page import Page
 from dashboard.plots import insight as plots
-from dashboard.wording import plain
+from dashboard.wording import KINDS, plain
 
 _CURVE_TRIALS = 1500
 # A median that moves by less than this share of all values' spread says that the parameter hardly matters.
@@ -24,15 +24,35 @@ def show(page: Page) -> None:
     if len(measured) < 2:
         st.info("With fewer than two measured policies there is nothing to compare yet.")
         return
-    parameters = cache.parameters(page.storage, page.url, page.data.record.name, page.heartbeat)
+    of_kind = _of_kind(page, measured)
+    known = cache.parameters(page.storage, page.url, page.data.record.name, page.heartbeat)
+    parameters = {trial: known[trial] for trial in of_kind["trial"] if trial in known}
     left, right = st.columns(2, gap="large")
     with left:
-        _importance(page, measured, parameters)
+        _importance(page, of_kind, parameters)
         _progress(page, measured)
     with right:
-        _curves(page, measured, parameters)
+        _curves(page, of_kind, parameters)
         _replay(page)
-    _parallel(page, measured, parameters)
+    _parallel(page, of_kind, parameters)
+
+
+def _of_kind(page: Page, measured: pd.DataFrame) -> pd.DataFrame:
+    """The policies whose parameters are shown: those of two kinds have nothing in common."""
+    kinds = page.data.kinds
+    if len(kinds) < 2:
+        return measured
+    kind = st.segmented_control(
+        "Parameters of", kinds, format_func=KINDS.__getitem__, default=kinds[0], required=True, key="kind",
+        bind="query-params",
+    )  # fmt: skip
+    shown = measured[measured["kind"] == kind]
+    st.caption(
+        f"This study searches thresholds and plans with learned weights, by different parameters. What matters, how "
+        f"each number acts and all parameters at once are shown of the {len(shown):,} policies with "
+        f"**{KINDS[kind]}**; whether more budget would pay, of both kinds together."
+    )
+    return shown
 
 
 def _importance(page: Page, measured: pd.DataFrame, parameters: insight.Parameters) -> None:
@@ -118,11 +138,15 @@ def _replay(page: Page) -> None:
     st.caption(
         f"Rank correlation {insight.rank_correlation(estimated, real):.2f} over {len(both)} policies. Each estimate "
         "was made before its policy was run, from the runs before it."
+        + (" Plans with learned weights have none." if len(page.data.kinds) > 1 else "")
     )
 
 
 def _parallel(page: Page, measured: pd.DataFrame, parameters: insight.Parameters) -> None:
     st.markdown("#### All parameters at once")
+    if len(measured) < 2:
+        st.info("With fewer than two measured policies there is nothing to compare yet.")
+        return
     table = insight.varied(parameters, measured["trial"].tolist()).set_index(measured.index)
     shown = pd.concat([table, measured[[page.speed.key, page.quality.key]]], axis="columns")
     st.plotly_chart(plots.parallel_coordinates(shown, page.quality, page.colours), theme=None, key="parallel")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import streamlit as st
 
-from calibrate.quality import METRIC_VERSION
+from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.store.browse import Overview
 from dashboard import cache
 from dashboard.data import StudyData, best_point, feasible, front
@@ -66,7 +66,8 @@ def show(page: Page, overviews: Sequence[Overview]) -> None:
     if not fronts:
         st.info("None of these studies has a measured policy yet.")
         return
-    quality = quality_measures(version)[page.quality.key]
+    measures = quality_measures(version)
+    quality = measures.get(page.quality.key, measures["psnr_db"])  # another study may not have the score
     st.plotly_chart(compared_fronts(fronts, page.speed, quality, page.colours), theme=None, key="compared")
     st.caption(
         "Only the best measured trade-offs of each study. Compare studies only where model and settings are alike."

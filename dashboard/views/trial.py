@@ -10,14 +10,26 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from calibrate.quality import METRICS, metric_version, psnr_meaning
-from calibrate.results import Result
-from calibrate.store import Generation, ProfileRecord, browse
+from calibrate.quality.metrics import METRICS, metric_version, psnr_meaning
+from calibrate.results.result import LEARNED, Result
+from calibrate.store import CANDIDATE, Generation, ProfileRecord, browse
 from dashboard import cache, clips
 from dashboard.page import Page, select_trial, tiles
 from dashboard.plots.mode_map import mode_map
 from dashboard.plots.trial import block_quality, frame_quality, prediction_errors, time_spent
-from dashboard.wording import file_name, plain, policy_sentence, prompts, reasons, usage
+from dashboard.plots.weights import weight_map
+from dashboard.wording import (
+    captures_sentence,
+    file_name,
+    kind_remark,
+    learned_policy,
+    plain,
+    policy_sentence,
+    prompts,
+    reasons,
+    recomputed,
+    usage,
+)
 from scope_runtime import Profile
 
 # Shorter than the metrics' own names, so that a narrow window holds them all.
@@ -43,6 +55,7 @@ def show(page: Page) -> None:
     measured = browse.measurements(page.storage, page.data.record.id, result.policy, result.metric_version)
     if not measured:
         st.info("The generations of this policy are no longer in the database.")
+        _weights(page, result)
         return
     record = page.data.profile_of(result.trial)
     chosen = _choose_case(measured)
@@ -51,8 +64,9 @@ def show(page: Page) -> None:
         _watch(page, chosen)
         _frames(page, measured)
     with right:
-        _what_it_did(page, chosen)
+        _what_it_did(page, result, chosen)
         _times(page, measured)
+    _weights(page, result)
     _table(measured)
     st.divider()
     _take(page, result, record)
@@ -62,7 +76,8 @@ def _header(page: Page, result: Result) -> None:
     points = page.data.points[~page.data.points["estimated"]].sort_values(page.speed.key)
     numbers = points["trial"].tolist()
     title, slower, faster = st.columns([6, 1, 1], vertical_alignment="bottom")
-    remark = "fastest above the floors" if result.trial == page.best else (result.stopped or "")
+    place = "fastest above the floors" if result.trial == page.best else (result.stopped or "")
+    remark = " · ".join(filter(None, (kind_remark(page.data, result), place)))
     title.markdown(f"## Trial {result.trial}" + (f"  :gray[· {plain(remark)}]" if remark else ""))
     at = numbers.index(result.trial)
     for column, step, name in ((slower, -1, "Slower"), (faster, 1, "Faster")):
@@ -83,7 +98,7 @@ def _choose_case(measured: Sequence[Measurement]) -> Measurement:
 
 
 def _label(row: Generation) -> str:
-    kind = "search" if row.kind == "candidate" else "held out"
+    kind = "search" if row.kind == CANDIDATE else "held out"
     return f"{row.prompt} (seed {row.seed}, {kind}): {(row.metrics or {}).get('psnr_db', float('nan')):.1f} dB"
 
 
@@ -119,7 +134,7 @@ def _scrub(path: str, frame_psnr_db: Sequence[float]) -> None:
         )
 
 
-def _what_it_did(page: Page, chosen: Measurement) -> None:
+def _what_it_did(page: Page, result: Result, chosen: Measurement) -> None:
     st.markdown("#### What each block did")
     row, detail = chosen
     if not detail.get("modes"):
@@ -138,9 +153,44 @@ def _what_it_did(page: Page, chosen: Measurement) -> None:
         st.markdown("#### How far off predictions were")
         st.plotly_chart(prediction_errors(detail["prediction_errors"], page.colours), theme=None, key="errors")
         st.caption(
-            "At every recompute: what predicting would have given against what the model gave (lines), and the error "
-            "that was to be expected (circles), from the first term that the extrapolation leaves out."
+            "At every recompute: what the gap before would still have handed over, against what the model gave."
+            if result.kind == LEARNED
+            else "At every recompute: what predicting would have given against what the model gave (lines), and the "
+            "error that was to be expected (circles), from the first term that the extrapolation leaves out."
         )
+
+
+def _weights(page: Page, result: Result) -> None:
+    """The plan and the weights of a policy that has them; they are the same for every prompt."""
+    if result.kind != LEARNED:
+        return
+    policy = learned_policy(result.policy)
+    if isinstance(policy, str) or policy.plan is None or policy.gap_weights is None:
+        return  # the header has said why
+    st.markdown("#### The plan")
+    st.plotly_chart(mode_map(policy.plan, page.colours), theme=None, key="plan")
+    computed, updates = recomputed(policy)
+    st.caption(
+        "R: the block is computed. P: it hands over the weighted sum that its gap began with, at no cost. "
+        f"{computed:,} of {updates:,} block updates are computed. {captures_sentence(policy)}"
+    )
+    st.markdown("#### The learned weights")
+    weights = policy.gap_weights
+    if not weights.weights:
+        st.info("None were fitted: every gap hands over its newest output as it is.")
+        return
+    st.markdown("Weight of the newest output (1: as it is)")
+    st.plotly_chart(weight_map(policy, page.colours, older=False), theme=None, key="newest")
+    st.markdown("Weights of the older outputs, added up (0: left aside)")
+    st.plotly_chart(weight_map(policy, page.colours, older=True), theme=None, key="older")
+    st.caption(
+        f"From a recompute up to the next one, a block hands over a sum of its newest {weights.depth} raw outputs, on "
+        "each guidance branch with weights of its own. A number or a dot stands at each recompute, where a bar of one "
+        "shade begins; pointing at it shows all its weights. They were fitted on "
+        f"{prompts(len(page.data.study.fit_cases), 'fit ')} so that at the end of every gap the latents come close to "
+        f"those of the full run, and hold for this plan, {weights.num_inference_steps} steps, guidance "
+        f"{weights.guidance_scale:g} and this scheduler only."
+    )
 
 
 def _frames(page: Page, measured: Sequence[Measurement]) -> None:
@@ -164,8 +214,8 @@ def _frames(page: Page, measured: Sequence[Measurement]) -> None:
 
 
 def _times(page: Page, measured: Sequence[Measurement]) -> None:
-    searched = [row for row, _ in measured if row.kind == "candidate"]
-    stock = page.data.full_compute.get("stock")
+    searched = [row for row, _ in measured if row.kind == CANDIDATE]
+    stock = page.data.means.get("stock")
     if not searched or stock is None:
         return
     st.markdown("#### Where the time went")
@@ -177,7 +227,7 @@ def _times(page: Page, measured: Sequence[Measurement]) -> None:
     denoise = mean([row.seconds_denoise for row in searched])
     encode = max(0.0, mean([row.seconds_end_to_end for row in searched]) - denoise - decode)
     ways = {"stock": stock.seconds_denoise}
-    if exact := page.data.full_compute.get("exact"):
+    if exact := page.data.means.get("exact"):
         ways["exact"] = exact.seconds_denoise
     ways["SCOPE"] = denoise
     seconds = {name: {"denoising": value, "decoding": decode, "encoding": encode} for name, value in ways.items()}
@@ -191,7 +241,7 @@ def _table(measured: Sequence[Measurement]) -> None:
         {
             "prompt": row.prompt,
             "seed": row.seed,
-            "set": "search" if row.kind == "candidate" else "held out",
+            "set": "search" if row.kind == CANDIDATE else "held out",
             "speed-up": (row.stock_evaluations or 0) / row.evaluations if row.evaluations else None,
             "denoising s": row.seconds_denoise,
             "stock s": row.stock_seconds_denoise,
@@ -256,6 +306,11 @@ def _evidence(evidence: Mapping[str, Any]) -> None:
         f"{evidence['speedup_end_to_end']:.2f}x end to end, {evidence['psnr_db']:.1f} dB, "
         f"worst prompt {evidence['psnr_worst_prompt_db']:.1f} dB ({psnr_meaning(metric_version(evidence))})."
     )
+    if guarantee := evidence.get("guarantee"):
+        st.markdown(
+            f"- Promised: {plain(guarantee['statement'])} Of {prompts(guarantee['n'], 'guarantee ')}, "
+            f"{guarantee['misses']:,} miss a floor. {plain(guarantee['assumption'])}"
+        )
     for name, by in evidence.get("missed_floors", {}).items():
         st.markdown(
             f"- :orange[The held-out prompts miss the floor {plain(name)} by {by:.3g}], without the margin that the "

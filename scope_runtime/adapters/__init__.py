@@ -1,19 +1,19 @@
 """One file per model family: the only places that know how a pipeline is built inside.
 
-An adapter is a class whose instances hold a pipeline accelerated until `detach`; see `Adapter`.
+An adapter is a class whose instances hold a pipeline accelerated until `detach`; see `Adapter`. A new one is a file
+here and an entry in `scope_runtime.families`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from scope_runtime.errors import AttachError
+from scope_runtime.families import adapter_class
 
 if TYPE_CHECKING:
     from scope_runtime.context import ContextOptions
-    from scope_runtime.engine import Recorder
+    from scope_runtime.engine import Pilot, Recorder
     from scope_runtime.identity import ModelIdentity
     from scope_runtime.policy import Policy
     from scope_runtime.report import Report
@@ -49,6 +49,7 @@ class Adapter(Protocol):
         check: Callable[[Any], None] | None = None,
         observe: bool = False,
         recorder: Recorder | None = None,
+        pilot: Pilot | None = None,
         context: ContextOptions | None = None,
     ) -> Attachment:
         """Attaches; raises `AttachError` if the pipeline cannot be accelerated as it stands.
@@ -63,25 +64,10 @@ class Adapter(Protocol):
         """What a call of the pipeline would run with."""
 
 
-# Start of a class name anywhere in a pipeline's ancestry, module, attachment: no family is imported without need.
-_FAMILIES = (
-    ("SkyReelsV2DiffusionForcing", "skyreels_v2", "SkyReelsV2Attachment"),
-    ("VideoDiTModel", "magi_1", "Magi1Attachment"),
-    ("MagiPipeline", "magi_1", "Magi1Attachment"),
-)
-
-
 def adapter_for(pipe: Any) -> Adapter:
-    """The adapter for a pipeline, or for a MAGI-1 model.
+    """The adapter for a pipeline or a model.
 
     Raises:
         AttachError: If it belongs to no known family.
     """
-    names = [cls.__name__ for cls in type(pipe).__mro__]
-    for start, module, attachment in _FAMILIES:
-        if any(name.startswith(start) for name in names):
-            return cast(Adapter, getattr(import_module(f"{__name__}.{module}"), attachment))
-    raise AttachError(
-        f"{type(pipe).__name__} is not a pipeline that scope_runtime knows: it accelerates SkyReels-V2 "
-        "diffusion-forcing pipelines of diffusers and MAGI-1's own model or pipeline"
-    )
+    return cast(Adapter, adapter_class(pipe))

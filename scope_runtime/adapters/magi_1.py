@@ -43,10 +43,11 @@ from scope_runtime.adapters._magi_1_guidance import (
     refuse_other_guidance,
 )
 from scope_runtime.context import Context, ContextOptions, Pass, context_bytes, refuse_if_over
-from scope_runtime.engine import Engine, Recorder
+from scope_runtime.digest import config_digest
+from scope_runtime.engine import Engine, Pilot, Recorder
 from scope_runtime.errors import AttachError, ProfileError, ScopeError
-from scope_runtime.identity import ModelIdentity, ModelState, config_digest, weights_digest
-from scope_runtime.policy import Policy, needs_stale_context
+from scope_runtime.identity import ModelIdentity, ModelState, weights_digest
+from scope_runtime.policy import LAST, Policy, needs_stale_context
 from scope_runtime.report import Report
 from scope_runtime.schedule import ALONG, NEEDED, Schedule
 from scope_runtime.settings import Scheduler, Settings
@@ -245,6 +246,10 @@ class _Call:
         half = 0 if self.plan.guidance is None else 1
         self._branch(count, half, writes=True, distill_nearly_clean_chunk=False)
 
+    def state(self, block: int) -> torch.Tensor:
+        """The chunk's latents."""
+        return self.chunk(block)
+
     def modulated_input(self, blocks: tuple[int, ...]) -> dict[int, torch.Tensor]:
         """First transformer block's normalised input times its gate, ``[tokens, hidden]`` per chunk.
 
@@ -418,6 +423,7 @@ class Magi1Attachment(NotCopied):
         check: Refuses a model that is not the calibrated one, before anything is touched.
         observe: Record indicator and output changes.
         recorder: Told of every row when observing.
+        pilot: Says what blocks hand over, in place of the policy.
         context: How much of it. Where it is kept is the model's own business.
 
     Raises:
@@ -432,6 +438,7 @@ class Magi1Attachment(NotCopied):
         check: Callable[[Any], None] | None = None,
         observe: bool = False,
         recorder: Recorder | None = None,
+        pilot: Pilot | None = None,
         context: ContextOptions | None = None,
     ) -> None:
         self.pipe = pipe
@@ -440,6 +447,7 @@ class Magi1Attachment(NotCopied):
         self._check_model = check
         self._observe = observe
         self._recorder = recorder
+        self._pilot = pilot
         self._context = context or ContextOptions()
         self._model: Any = None
         self._promised: ModelState | None = None
@@ -655,7 +663,9 @@ class Magi1Attachment(NotCopied):
         if policy is not None:
             _check_policy(policy, plan.schedule)
         share = partial(_share, _package(model)) if model.engine_config.cp_size > 1 else None
-        engine = Engine(plan.schedule, policy, observe=self._observe, recorder=self._recorder, share=share)
+        engine = Engine(
+            plan.schedule, policy, observe=self._observe, recorder=self._recorder, share=share, pilot=self._pilot
+        )
         engine.report.note = note
         self.report.windows.append(engine.report)
         engine.run(_GUIDED, opening)
@@ -771,6 +781,18 @@ def _stock_dispatcher(model: Any) -> Callable[..., torch.Tensor]:
 
 def _check_policy(policy: Policy, schedule: Schedule) -> None:
     """Refuses what this family cannot do: it computes leading parts of a window on the model's own context."""
+    if policy.captures == LAST:
+        raise ProfileError(
+            "policy.captures", "must be 'clean': MAGI-1 captures a clean chunk itself, along with the next stage"
+        )
+    if policy.gap_weights is not None:
+        for chunk in schedule.active(0):
+            if policy.gap_weights.of(chunk, 0, _GUIDED)[0] != 1:
+                raise ProfileError(
+                    "policy.gap_weights.weights",
+                    f"must begin with 1 at step 0 of chunk {chunk}: a generation's first call is answered before its "
+                    "policy can be chosen",
+                )
     if needs_stale_context(policy, schedule):
         field = (
             "plan" if policy.plan is not None else "granularity" if policy.granularity == "block" else "stale_tolerance"

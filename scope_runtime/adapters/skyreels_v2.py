@@ -39,9 +39,10 @@ from scope_runtime.adapters._skyreels_v2_running import (
     windows_of_call,
 )
 from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
-from scope_runtime.engine import Engine, Recorder
+from scope_runtime.digest import config_digest
+from scope_runtime.engine import Engine, Pilot, Recorder
 from scope_runtime.errors import AttachError
-from scope_runtime.identity import ModelIdentity, adapters_of, config_digest, weights_digest
+from scope_runtime.identity import ModelIdentity, adapters_of, weights_digest
 from scope_runtime.policy import Policy, needs_stale_context
 from scope_runtime.report import Report
 from scope_runtime.schedule import Phase, Schedule
@@ -123,6 +124,10 @@ class _Call:
         parts = output.split(self.block_frames, dim=2)
         return dict(zip(request.blocks, parts, strict=True))
 
+    def state(self, block: int) -> torch.Tensor:
+        """The block's latents ``[batch, channels, frames, h, w]``."""
+        return self._select(self.arguments["hidden_states"], (block,), dim=2)
+
     def modulated_input(self, blocks: tuple[int, ...]) -> dict[int, torch.Tensor]:
         """First block's input after timestep modulation, ``[batch, tokens, dim]`` per block."""
         model = self.attachment.transformer
@@ -154,6 +159,7 @@ class SkyReelsV2Attachment(NotCopied):
             held to what was checked.
         observe: Record indicator and output changes.
         recorder: Told of every row when observing.
+        pilot: Says what blocks hand over, in place of the policy.
         context: Where context is kept and how much of it.
 
     Raises:
@@ -169,6 +175,7 @@ class SkyReelsV2Attachment(NotCopied):
         check: Callable[[Any], None] | None = None,
         observe: bool = False,
         recorder: Recorder | None = None,
+        pilot: Pilot | None = None,
         context: ContextOptions | None = None,
     ) -> None:
         self.pipe = pipe
@@ -179,6 +186,7 @@ class SkyReelsV2Attachment(NotCopied):
         self._policy_for = policy_for
         self._observe = observe
         self._recorder = recorder
+        self._pilot = pilot
         self._context = context or ContextOptions()
         self._engine: Engine | None = None
         self._plan: dict[str, Any] | None = None
@@ -382,6 +390,7 @@ class SkyReelsV2Attachment(NotCopied):
             policy,
             observe=self._observe,
             recorder=self._recorder,
+            pilot=self._pilot,
             volatile=volatile,
             offload=self._context.offload,
         )

@@ -103,18 +103,41 @@ def search(
     as_json: AsJson = False,
     budget: Annotated[list[float] | None, typer.Option(help="Full generations per prompt; repeatable.")] = None,
     trials: Annotated[list[int] | None, typer.Option(help="Trials of plain Optuna; repeatable.")] = None,
+    devices: Annotated[list[int] | None, typer.Option(help="Devices that search at once; repeatable.")] = None,
+    seeds: Annotated[int, typer.Option(help="With --devices: how often each search is made.")] = 1,
     study: StudyPath = STUDY,
     frames: Frames = None,
     steps: Steps = None,
     cases: Cases = 2,
     cache: Cache = CACHE,
 ) -> None:
-    """Search by replay against plain Optuna: held-out hypervolume by budget. Interrupted, it goes on where it was."""
+    """Search by replay against plain Optuna: held-out hypervolume by budget. Interrupted, it goes on where it was.
+
+    With --devices, search by replay on so many made-up devices instead, at the last budget.
+    """
     from studies.bench.real_runs import Size
     from studies.bench.search import measure
 
     size = Size(study, frames, steps, cases, cache)
+    if devices:
+        from studies.bench.devices import measure as measure_devices
+
+        _show(measure_devices(size, devices, (budget or [12.0])[-1], seeds), as_json)
+        return
     _show(measure(size, budget or [4.0, 6.0, 8.0, 12.0], trials or [25, 50, 100, 200]), as_json)
+
+
+@app.command()
+def cluster(
+    as_json: AsJson = False,
+    candidates: Annotated[int, typer.Option(help="How many each search measures.")] = 16,
+    study: StudyPath = STUDY,
+    frames: Frames = None,
+) -> None:
+    """One study on one device and on two, of one CPU core each: time, what is found, and the driver's share."""
+    from studies.bench.cluster import measure
+
+    _show(measure(study, candidates, frames), as_json)
 
 
 @app.command()
@@ -135,6 +158,55 @@ def axis(
 
     pairs = [(int(warmup), int(skip)) for warmup, _, skip in (text.partition(":") for text in schedule or ["2:4"])]
     _show(measure(Size(study, frames, steps, cases, cache), pairs), as_json)
+
+
+@app.command()
+def learned(
+    as_json: AsJson = False,
+    prompts: Annotated[int, typer.Option(min=1, help="Fresh prompts that judge.")] = 24,
+    fit_prompts: Annotated[int, typer.Option(min=1, max=6, help="Fresh prompts that weights are fitted on.")] = 3,
+    ablation: Annotated[bool, typer.Option("--ablation", help="What each part contributes, instead.")] = False,
+    study: StudyPath = STUDY,
+    cache: Cache = CACHE,
+) -> None:
+    """Plans with learned weights against Taylor at equal speed-up, paired. Interrupted, it goes on where it was."""
+    from studies.bench.learned import ablation as measure_ablation
+    from studies.bench.learned import measure
+
+    if ablation:
+        _show(measure_ablation(study, prompts, cache), as_json)
+        return
+    _show(measure(study, prompts, fit_prompts, cache), as_json)
+
+
+@app.command()
+def viewer(
+    as_json: AsJson = False,
+    prompts: Annotated[int, typer.Option(min=1, help="Fresh prompts.")] = 6,
+    study: StudyPath = STUDY,
+    cache: Cache = CACHE,
+) -> None:
+    """Scores without a reference on stock, policies and spoilt clips. Interrupted, it goes on where it was."""
+    from studies.bench.viewer import measure
+
+    _show(measure(study, prompts, cache), as_json)
+
+
+@app.command()
+def guarantee(
+    as_json: AsJson = False,
+    prompts: Annotated[int, typer.Option(min=1, help="Fresh prompts that policies are measured on.")] = 120,
+    draws: Annotated[int, typer.Option(min=1, help="How often search and guarantee prompts are drawn.")] = 300,
+    floor: Annotated[float | None, typer.Option(help="On every prompt's PSNR in dB; with --share, its wish.")] = None,
+    share: Annotated[float | None, typer.Option(help="Of prompts that hold it.")] = None,
+    study: StudyPath = STUDY,
+    cache: Cache = CACHE,
+) -> None:
+    """How often a promise is broken that the tests let pass. Interrupted, it goes on where it was."""
+    from studies.bench.guarantee import measure
+
+    asked = (floor, share) if floor is not None and share is not None else None
+    _show(measure(study, prompts, draws, cache, asked), as_json)
 
 
 @app.command()

@@ -14,16 +14,17 @@ import torch
 from optuna.samplers import RandomSampler
 from safetensors.torch import save
 
-from calibrate.change_scale import Observations
+from calibrate.families import load_target
 from calibrate.files import digest, write_atomically
 from calibrate.progress import Narrator
-from calibrate.quality import METRIC_VERSION, Frames, compare
-from calibrate.replay import Replay, Replayed
-from calibrate.replay_sampler import draw
-from calibrate.space import Space
-from calibrate.study_file import Case, StudyFile
-from calibrate.target import Target
-from calibrate.trace import TRACE_FORMAT, Trace, TraceRecorder
+from calibrate.quality.metrics import METRIC_VERSION, Frames, compare
+from calibrate.replay.change_scale import Observations
+from calibrate.replay.replay import Replay, Replayed
+from calibrate.replay.trace import TRACE_FORMAT, Trace, TraceRecorder
+from calibrate.search.replay_sampler import draw
+from calibrate.search.space import Space
+from calibrate.spec.generation import Case
+from calibrate.study.study_file import StudyFile
 from scope_runtime import Policy, exact, run_policy
 
 
@@ -74,12 +75,12 @@ class Bench:
         self.study = file.study
         self.cache = size.cache
         self.narrator = narrator
-        self.target = Target.load(file.model_path, file.study.model, generation)
+        self.target = load_target(file.model_path, file.study.model, generation)
         self.searched = self.study.search_cases[: size.cases]
         self.held_out = self.study.held_out_cases[: size.cases]
         narrator.stage("Full-compute runs", len(self.searched) + len(self.held_out))
         self._references = {case: self._reference(case) for case in (*self.searched, *self.held_out)}
-        self.space = Space(self.study.search, [_observations(self.trace(case)) for case in self.searched])
+        self.space = Space(self.study.search, [observations(self.trace(case)) for case in self.searched])
 
     def trace(self, case: Case) -> Trace:
         """The full-compute run's trace."""
@@ -163,8 +164,8 @@ class Bench:
         return self.cache / f"{digest(key)}.json"
 
 
-def _observations(trace: Trace) -> Observations:
-    """What `calibrate.change_scale` learns from, read from a trace."""
+def observations(trace: Trace) -> Observations:
+    """What `calibrate.replay.change_scale` learns from, read from a trace."""
     rows = []
     for window in trace.windows:
         schedule = window.schedule

@@ -10,9 +10,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from calibrate.progress import Narrator
-from calibrate.replay import Replay
-from calibrate.sensitivity import Observed, Sensitivity
-from calibrate.study_file import Case
+from calibrate.replay.replay import Replay
+from calibrate.replay.sensitivity import Observed, Sensitivity
+from calibrate.spec.generation import Case
 from scope_runtime import NOISE_LEVEL, Policy
 from studies.bench.real_runs import Bench, Run, Size
 

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from diffusers.models.attention_dispatch import attention_backend
 
+from calibrate.families import load_target
+from calibrate.families.rounding import ReversedSums
+from calibrate.families.target import Target
 from calibrate.files import digest, write_atomically
-from calibrate.rounding import ReversedSums
-from calibrate.study_file import Case, StudyFile
-from calibrate.target import Target
+from calibrate.spec.generation import Case
+from calibrate.study.study_file import StudyFile
 from scope_runtime import exact
 from studies.reference.world import held_out_prompts
 
@@ -38,7 +40,7 @@ def measure(study: Path, frames: int | None, prompts: int, changes: Sequence[str
     """
     file = StudyFile(study)
     generation = file.study.generation.model_copy(update={"num_frames": frames} if frames else {})
-    target = Target.load(file.model_path, file.study.model, generation)
+    target = load_target(file.model_path, file.study.model, generation)
     cache.mkdir(parents=True, exist_ok=True)
     found = []
     for number, prompt in enumerate(held_out_prompts(prompts, seed=_PROMPT_SEED)):

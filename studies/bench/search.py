@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import optuna
 
-from calibrate.hypervolume import hypervolume
 from calibrate.progress import Narrator
-from calibrate.quality import Quality, floor_figures
-from calibrate.replay_sampler import Measured, ReplaySampler
-from calibrate.results import RESULT, Result, front, results_of
-from calibrate.search import plain_sampler
-from calibrate.study_file import Floors
+from calibrate.quality.metrics import Quality, floor_figures
+from calibrate.results.result import RESULT, Result, front, results_of
+from calibrate.search.hypervolume import hypervolume
+from calibrate.search.optuna_study import plain_sampler
+from calibrate.search.replay_sampler import Measured, ReplaySampler
+from calibrate.spec.floors import Floors
 from scope_runtime import Policy
 from studies.bench.real_runs import Bench, Run, Size
 
@@ -50,7 +50,7 @@ def _by_replay(bench: Bench, budgets: Sequence[float]) -> Iterator[list[float]]:
             before = search.equivalents, results_of(study)
             search.step()
         # The last candidate went over the budget: it belongs to the next one.
-        yield [before[0], _held_out_hypervolume(bench, before[1])]
+        yield [before[0], held_out_hypervolume(bench, before[1])]
         bench.narrator.advance(f"{before[0]:.1f} full generations")
 
 
@@ -61,7 +61,7 @@ def _plain(bench: Bench, trials: Sequence[int]) -> Iterator[list[float]]:
     for count in trials:
         while len(study.trials) < count:
             search.step()
-        yield [count, search.equivalents, _held_out_hypervolume(bench, results_of(study))]
+        yield [count, search.equivalents, held_out_hypervolume(bench, results_of(study))]
         bench.narrator.advance(f"{count} trials, {search.equivalents:.1f} full generations")
 
 
@@ -92,7 +92,7 @@ class _Search:
         return result.speedup_evaluations, result.figures["psnr_db"]
 
 
-def _held_out_hypervolume(bench: Bench, results: Sequence[Result]) -> float:
+def held_out_hypervolume(bench: Bench, results: Sequence[Result]) -> float:
     """What the front, chosen on the search prompts alone, is worth on the held-out ones."""
     points = []
     for result in front(results):

@@ -15,11 +15,11 @@ import numpy as np
 from optuna.storages._rdb import models as optuna_tables
 from sqlalchemy import insert
 
+from calibrate.export.listing import render
 from calibrate.files import digest
-from calibrate.listing import render
-from calibrate.quality import METRIC_VERSION, METRICS
-from calibrate.results import RESULT, front, survey, with_policies
-from calibrate.search import open_optuna_study
+from calibrate.quality.metrics import METRIC_VERSION, METRICS
+from calibrate.results.result import RESULT, front, survey, with_policies
+from calibrate.search.optuna_study import open_optuna_study
 from calibrate.store import Generation, Storage, Store
 from calibrate.store.optuna_tables import trial_states
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -20,13 +21,17 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 from sqlalchemy import MetaData, func, insert, select, text
 
-from calibrate.detail import describe
-from calibrate.quality import METRIC_VERSION
-from calibrate.results import ESTIMATE, RESULT, Result
-from calibrate.search import open_optuna_study
+from calibrate.measure.detail import describe
+from calibrate.quality.metrics import METRIC_VERSION
+from calibrate.results.result import ESTIMATE, RESULT, THRESHOLDS, Result
+from calibrate.search.optuna_study import open_optuna_study
+from calibrate.search.plans import Captures, Plan
+from calibrate.spec.generation import Case
+from calibrate.spec.score_floor import SCORES
 from calibrate.store import Generation, Storage, Store
-from calibrate.study_file import Case, Study
-from scope_runtime import ChangeMap, Policy, Report, Schedule, plan_of
+from calibrate.study.study_file import Study
+from scope_runtime import ChangeMap, Policy, Report, Schedule, Scheduler, Settings, plan_of
+from scope_runtime.gap_weights import GapWeights
 from scope_runtime.report import WindowReport
 
 _STEPS, _LAG, _BLOCKS = 16, 2, 5
@@ -42,10 +47,24 @@ _DISTRIBUTIONS: dict[str, optuna.distributions.BaseDistribution] = {
     "tail": optuna.distributions.IntDistribution(0, 1),
     "order": optuna.distributions.CategoricalDistribution((1, 2)),
     "axis": optuna.distributions.CategoricalDistribution(("noise-level", "step")),
+    # What `calibrate.search.plans.Plan` tells Optuna.
+    "kind": optuna.distributions.CategoricalDistribution(("learned",)),
+    "period": optuna.distributions.IntDistribution(1, _ROWS),
+    "extra_evaluations": optuna.distributions.IntDistribution(0, _ROWS * _BLOCKS),
+    "extra_rows": optuna.distributions.IntDistribution(0, _ROWS),
+    "captures": optuna.distributions.CategoricalDistribution(("clean", "last")),
+    "depth": optuna.distributions.IntDistribution(1, 16),
 }
 
 
-def study_text(name: str, *, trials: int, storage: str | None = None) -> str:
+# A score of the made-up studies that have one, and the floor on it.
+_SCORED = {
+    "quality": {"scores": [{"name": "caption", "function": "made.up:caption"}]},
+    "floors": {"scores": {"caption": {"at_least": 0.3}}},
+}
+
+
+def study_text(name: str, *, trials: int, storage: str | None = None, scores: bool = False) -> str:
     """The study's YAML."""
     return yaml.safe_dump(
         {
@@ -59,13 +78,22 @@ def study_text(name: str, *, trials: int, storage: str | None = None) -> str:
             "held_out_cases": [{"prompt": "a green circle moving up", "seed": 3}],
             "budget": {"trials": max(1, trials)},
             **({"storage": storage} if storage else {}),
+            **(_SCORED if scores else {}),
         },
         sort_keys=False,
     )  # fmt: skip
 
 
 def write_study(
-    storage: Storage, name: str, trials: int, *, seed: int = 0, generations: int | None = None, estimates: bool = False
+    storage: Storage,
+    name: str,
+    trials: int,
+    *,
+    learned: int = 0,
+    seed: int = 0,
+    generations: int | None = None,
+    estimates: bool = False,
+    scores: bool = False,
 ) -> Store:
     """Writes a study whose figures follow the trade-off of a real one, with noise.
 
@@ -73,11 +101,13 @@ def write_study(
         storage: Open for writing.
         name: Of the study.
         trials: How many complete trials it has; one more is running and one has failed.
+        learned: How many further ones have a plan with learned weights.
         seed: Of the figures.
         generations: How many trials have their generations recorded too; all by default.
-        estimates: Whether every trial carries an estimate beside its result.
+        estimates: Whether every trial without learned weights carries an estimate beside its result.
+        scores: Whether there is a floor on a score, `caption`, which is a hundredth of the PSNR.
     """
-    text = study_text(name, trials=trials)
+    text = study_text(name, trials=trials, scores=scores)
     study = Study.model_validate(yaml.safe_load(text))
     store = Store.open_study(
         storage,
@@ -99,12 +129,15 @@ def write_study(
             store.add(_generation(kind, environment, case, evaluations, seconds))
     random = np.random.default_rng(seed)
     written = []
-    for number in range(first, first + trials):
-        parameters = _parameters(random)
-        policy = _policy(parameters)
+    for number in range(first, first + trials + learned):
+        parameters, policy = _thresholds(random) if number < first + trials else _learned(random)
         rows = [_candidate(number, environment, case, policy, parameters, random) for case in study.search_cases]
+        if scores:
+            for row in rows:
+                metrics = row.metrics or {}
+                row.metrics = {**metrics, SCORES: {"caption": metrics["psnr_db"] / 100, "caption_stock": 0.6}}
         result = Result.of(number, policy.to_dict(), rows, None)
-        written.append((parameters, result, _attributes(result, estimates, random)))
+        written.append((parameters, result, _attributes(result, estimates and result.kind == THRESHOLDS, random)))
         if generations is None or number < first + generations:
             for row in rows:
                 store.add(row, describe(_report(policy, random), _frame_errors(row, random), _SPANS))
@@ -161,6 +194,34 @@ def _write_trials(
             )
 
 
+def _thresholds(random: np.random.Generator) -> tuple[dict[str, Any], Policy]:
+    parameters = _parameters(random)
+    return parameters, _policy(parameters)
+
+
+def _learned(random: np.random.Generator) -> tuple[dict[str, Any], Policy]:
+    """A plan with made-up weights: the newest output, further along the line through it and the one before."""
+    schedule, depth = _schedule(), 3
+    extras = tuple((int(row), int(random.integers(0, _BLOCKS))) for row in range(1, 12) if random.random() < 0.3)
+    captures: Captures = "last" if random.random() < 0.5 else "clean"
+    plan = Plan(period=int(random.integers(2, 6)), extras=extras, captures=captures, depth=depth)
+    policy = plan.policy(schedule)
+    weights = {}
+    for block in range(_BLOCKS):
+        letters = [row[block] for row in policy.plan or () if row[block] != "."]
+        recomputed = [step for step, letter in enumerate(letters) if letter == "R"]
+        for count, step in enumerate(recomputed):
+            for branch in ("cond", "uncond"):
+                beyond = [float(random.normal(0.3, 0.2)), *random.normal(0, 0.05, depth - 2).tolist()][:count]
+                weights[block, step, branch] = (1 + sum(beyond), *(-share for share in beyond))
+    settings = Settings(
+        height=64, width=64, num_frames=97, num_inference_steps=20, guidance_scale=4.0, ar_step=5,
+        causal_block_size=5, dtype="float32", scheduler=Scheduler("UniPCMultistepScheduler"),
+    )  # fmt: skip
+    found = GapWeights.fitted(policy.plan or (), settings, depth=depth, classes=range(_BLOCKS), weights=weights)
+    return plan.parameters(schedule), replace(policy, gap_weights=found)
+
+
 def _parameters(random: np.random.Generator) -> dict[str, Any]:
     drawn = {
         "cache_quantile": float(random.uniform(0, 0.4)),
@@ -193,8 +254,12 @@ def _candidate(
     number: int, environment: int, case: Case, policy: Policy, parameters: dict[str, Any], random: np.random.Generator
 ) -> Generation:
     """A longer skip is faster and worse; warm-up is slower and better."""
-    speed = 1.6 + 0.5 * parameters["max_skip"] - 0.12 * parameters["warmup"] + 0.4 * parameters["predict_quantile"]
-    psnr = 52 - 5.5 * speed + 1.2 * parameters["warmup"] + float(random.normal(0, 1.5))
+    if policy.gap_weights is None:
+        speed = 1.6 + 0.5 * parameters["max_skip"] - 0.12 * parameters["warmup"] + 0.4 * parameters["predict_quantile"]
+        psnr = 52 - 5.5 * speed + 1.2 * parameters["warmup"] + float(random.normal(0, 1.5))
+    else:
+        speed = 1.2 + 0.7 * parameters["period"] - 0.03 * parameters["extra_evaluations"]
+        psnr = 56 - 5.5 * speed + float(random.normal(0, 1.5))
     row = _generation("candidate", environment, case, round(_STOCK_EVALUATIONS / speed), 8.0 / speed)
     row.trial_number, row.policy, row.metric_version = number, policy.to_dict(), METRIC_VERSION
     row.metrics = {
@@ -213,13 +278,18 @@ def _generation(kind: str, environment: int, case: Case, evaluations: int, secon
     )  # fmt: skip
 
 
-def _report(policy: Policy, random: np.random.Generator) -> Report:
-    """What the runtime would report: blocks that start after each other, captures, and errors that fall with sigma."""
+def _schedule() -> Schedule:
+    """Blocks that start after each other."""
     index = [[min(max(r - _LAG * b + 1, 0), _STEPS + 1) for b in range(_BLOCKS)] for r in range(_ROWS)]
     update = [[0 < k <= _STEPS for k in row] for row in index]
-    schedule = Schedule.from_step_index(index, update, [1 - k / _STEPS for k in range(_STEPS)], block_frames=5)
+    return Schedule.from_step_index(index, update, [1 - k / _STEPS for k in range(_STEPS)], block_frames=5)
+
+
+def _report(policy: Policy, random: np.random.Generator) -> Report:
+    """What the runtime would report: modes, captures, and errors that fall with sigma."""
+    schedule = _schedule()
     modes = [list(row) for row in plan_of(policy, schedule) or ()]
-    for block in range(_BLOCKS - 1):
+    for block in range(_BLOCKS - 1 if policy.captures == "clean" else 0):
         modes[_LAG * block + _STEPS][block] = "K"
     window = WindowReport(
         schedule, ["".join(row) for row in modes], evaluations=100, stock_evaluations=_STOCK_EVALUATIONS

@@ -295,17 +295,26 @@ def _sample_background(rng: np.random.Generator, kind: str) -> Background:
 
 def _render_background(background: Background, x: Frames, y: Frames) -> Frames:
     """The texture as [height, width, 3]: its mean colour plus a pattern in [-TEXTURE_CONTRAST, TEXTURE_CONTRAST]."""
+    pattern = _pattern(background.kind, x, y)
+    return (np.asarray(background.rgb) + TEXTURE_CONTRAST * pattern[..., None]).astype(np.float32)
+
+
+def texture(kind: str, axis: Frames) -> Frames:
+    """What a kind of background adds to its mean brightness [n, n], at pixel centres `axis` [n] in both directions."""
+    return (TEXTURE_CONTRAST * _pattern(kind, axis[None, :], axis[:, None])).astype(np.float32)
+
+
+def _pattern(kind: str, x: Frames, y: Frames) -> Frames:
+    """The texture in [-1, 1], at pixel centres `x` and `y` in the world's pixels."""
     u, v = 2 * np.pi * x / TEXTURE_PERIOD, 2 * np.pi * y / TEXTURE_PERIOD
     # Steep sigmoids of waves give nearly two-valued patterns with soft edges.
-    if background.kind == "striped":
-        pattern = np.tanh(4.0 * np.sin(u)) + 0 * v
-    elif background.kind == "checkered":
-        pattern = np.tanh(6.0 * np.sin(u) * np.sin(v))
-    elif background.kind == "dotted":
-        pattern = np.tanh(4.0 * (np.cos(u) + np.cos(v) - 0.8))
-    else:
-        pattern = (x + y) / SIZE - 1
-    return (np.asarray(background.rgb) + TEXTURE_CONTRAST * pattern[..., None]).astype(np.float32)
+    if kind == "striped":
+        return np.tanh(4.0 * np.sin(u)) + 0 * v
+    if kind == "checkered":
+        return np.tanh(6.0 * np.sin(u) * np.sin(v))
+    if kind == "dotted":
+        return np.tanh(4.0 * (np.cos(u) + np.cos(v) - 0.8))
+    return np.asarray((x + y) / SIZE - 1, dtype=np.float32)
 
 
 def _paint(frames: Frames, distance: Frames, rgb: tuple[float, ...]) -> None:

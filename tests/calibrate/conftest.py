@@ -36,6 +36,8 @@ TINY_STUDY: dict[str, Any] = {
     "floors": {"psnr_db": 20.0, "psnr_worst_prompt_db": 15.0},
     "budget": {"trials": 5},
     "timing": {"max_repeats": 1},
+    # Making them takes longer than generating what they show.
+    "clip_megabytes": 0,
 }
 
 
@@ -90,7 +92,7 @@ def make_workplace(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) 
 @pytest.fixture(scope="session")
 def finished(make_workplace: Callable[..., Workplace]) -> Workplace:
     """A workplace whose study has been run to its end. Tests must not change it."""
-    workplace = make_workplace()
+    workplace = make_workplace(clip_megabytes=10)
     result = workplace.scope("run", "study.yaml")
     assert result.exit_code == 0, result.output
     return workplace

@@ -5,6 +5,9 @@ import errno
 import json
 import math
 import shutil
+import signal
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,9 @@ import pytest
 from sqlalchemy import create_engine, text
 from typer.testing import Result
 
-from calibrate.quality import METRIC_VERSION
-from calibrate.results import ESTIMATE, RESULT
-from calibrate.search import Search
+from calibrate.measure.candidate import Measure
+from calibrate.quality.metrics import METRIC_VERSION
+from calibrate.results.result import ESTIMATE, RESULT
 from calibrate.store import Storage, browse
 from dashboard.clips import clip_of
 from dashboard.data import load_study
@@ -147,7 +150,13 @@ def test_verify_measures_again_and_prints_what_the_evidence_holds(finished: Work
         "intervals",
         "timing",
         "evidence",
+        "missed_floors",
+        "told_missed",
+        "promise",
+        "cases",
     }
+    assert figures["promise"] is None
+    assert len(figures["cases"]) == figures["n"]
     assert set(figures["exact"]) == {"speedup_denoise", "max_abs_diff", "stock_rounding", "holds"}
     evidence = Profile.load(finished.folder / "profiles/tiny.json").evidence
     for name in ("speedup_evaluations", "psnr_db", "psnr_worst_block_db", "psnr_worst_frame_db", "ssim", "n"):
@@ -208,8 +217,9 @@ def test_what_a_database_holds_is_neither_markup_nor_control_of_the_terminal(
     state = {
         "study": told, "candidates": 0, "budget_trials": 1, "feasible": 0, "equivalents": 0.0,
         "budget_equivalents": None, "trials": {told: 1}, "generations": {}, "best": None, "change_maps": {},
-        "profiles": [{"path": told}], "workers": 0, "failures": {f"{told}\n{told}": 1}, "last_activity": None,
+        "profiles": [{"path": told}], "driver": None, "failures": {f"{told}\n{told}": 1}, "last_activity": None,
         "storage": told, "margin_db": 1.0, "set_apart": {"candidates": 0, "psnr_db": None},
+        "guarantee_equivalents": 0.0, "guarantee": None, "exported": None,
     }  # fmt: skip
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setattr("calibrate.overview.status", lambda session: state)
@@ -417,21 +427,17 @@ def test_a_failing_candidate_is_recorded_and_the_study_goes_on(
         raise error
 
     workplace = make_workplace(budget={"trials": 3}, name="patchy")
-    real, calls = Search._measure, []
+    real, calls = Measure.run, []
 
-    def sometimes(search: Search, trial: int, policy: Any) -> Any:
-        calls.append(trial)
-        if len(calls) == 1:
-            monkeypatch.setattr("calibrate.search.run_policy", fail)
-            try:
-                return real(search, trial, policy)
-            finally:
-                monkeypatch.undo()
-        return real(search, trial, policy)
+    def sometimes(job: Measure, *arguments: Any) -> Any:
+        calls.append(job.trial)
+        with pytest.MonkeyPatch.context() as failing:
+            if len(calls) == 1:
+                failing.setattr("calibrate.measure.candidate.run_policy", fail)
+            return real(job, *arguments)
 
-    with pytest.MonkeyPatch.context() as outer:
-        outer.setattr(Search, "_measure", sometimes)
-        result = workplace.scope("run", "study.yaml")
+    monkeypatch.setattr(Measure, "run", sometimes)
+    result = workplace.scope("run", "study.yaml")
     assert result.exit_code == 0, result.output
     assert "out of memory" in result.stderr
     status = json.loads(workplace.scope("status", "study.yaml", "--json").stdout)
@@ -440,10 +446,13 @@ def test_a_failing_candidate_is_recorded_and_the_study_goes_on(
     assert status["generations"]["failed"] == 1
 
 
-def test_ctrl_c_says_how_to_continue(make_workplace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_a_bad_moment", [False, True])
+def test_ctrl_c_says_how_to_continue(
+    make_workplace: Make, monkeypatch: pytest.MonkeyPatch, at_a_bad_moment: bool
+) -> None:
     workplace = make_workplace(budget={"trials": 3}, name="stopped")
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_measure", _interrupt)
+        patch.setattr(Measure, "run", _interrupt_and_go_on if at_a_bad_moment else _interrupt)
         result = workplace.scope("run", "study.yaml")
     assert result.exit_code == 130
     assert "continue with `scope-calibrate run study.yaml`" in result.stderr
@@ -552,3 +561,20 @@ def _with_policy(profile: str, **changes: float) -> str:
 
 def _interrupt(*_: Any) -> Any:
     raise KeyboardInterrupt
+
+
+def _interrupt_and_go_on(*_: Any) -> Any:
+    """Is interrupted while a weak reference's callback runs, which Python drops."""
+    seen = []
+
+    def interrupted(_gone: object) -> None:
+        seen.append(True)
+        signal.raise_signal(signal.SIGINT)
+
+    thing = {1}
+    reference = weakref.ref(thing, interrupted)
+    del thing
+    assert reference() is None
+    assert seen
+    time.sleep(30)
+    pytest.fail("nobody was interrupted")

@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from calibrate import doctor
 from calibrate.errors import CalibrateError
-from calibrate.footprint import Footprint, pipeline_weights, stored_parameters
-from calibrate.study_file import Generation, StudyFile
+from calibrate.families.diffusers_folder import pipeline_weights
+from calibrate.families.skyreels_v2.footprint import footprint_of
+from calibrate.families.skyreels_v2.spec import SkyReelsV2Spec
+from calibrate.families.weights import stored_parameters
+from calibrate.spec.generation import Generation
+from calibrate.study.study_file import StudyFile
 from scope_runtime import exact
 from tests.calibrate.conftest import Workplace
 from tests.tiny import CALL, latents, tiny_pipeline
@@ -42,6 +47,21 @@ def test_a_sound_study_passes_and_nothing_is_made(make_workplace: Make) -> None:
     lines = workplace.scope("doctor", "study.yaml").stdout.splitlines()
     assert len(lines) == len(checks)
     assert lines[0].startswith("ok       device")
+
+
+def test_clips_that_weights_are_fitted_on_share_the_device(
+    make_workplace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_cases = [{"prompt": f"a square {number}", "seed": number} for number in range(2)]
+    learned, plain = make_workplace(search={"learned": {}}, fit_cases=fit_cases), make_workplace()
+    figures = _examine(learned)[1]["memory"]["figures"]
+    room = figures["weights_bytes"] + figures["context_bytes"] + 1
+    monkeypatch.setattr(doctor, "_device_bytes", lambda _: room)
+    code, checks = _examine(learned)
+    assert (code, checks["memory"]["state"]) == (2, "failed")
+    assert "for each of 2 fit_cases, before activations" in checks["memory"]["message"]
+    assert checks["memory"]["message"].endswith("or fewer frames, pixels or fit_cases.")
+    assert _examine(plain)[1]["memory"]["state"] == "warning"
 
 
 def test_the_time_of_a_started_study_is_measured(finished: Workplace) -> None:
@@ -95,13 +115,12 @@ def test_what_would_stop_the_study_fails_with_the_mend(
     assert "hunter2" not in json.dumps(checks)
 
 
-@pytest.mark.parametrize("command", ["run", "worker"])
-def test_what_doctor_fails_is_refused_before_anything_is_made(make_workplace: Make, command: str) -> None:
+def test_what_doctor_fails_is_refused_before_anything_is_made(make_workplace: Make) -> None:
     generation = CALL | {"num_frames": 45, "base_num_frames": 33, "overlap_history": 33}
     workplace = make_workplace(generation=generation, export={"path": "pipe"})
     _, checks = _examine(workplace)
     assert [name for name, check in checks.items() if check["state"] == "failed"] == ["settings", "export"]
-    result = workplace.scope(command, "study.yaml")
+    result = workplace.scope("run", "study.yaml")
     assert result.exit_code == 2
     assert result.stderr == f"Error: {checks['settings']['message']}\n"
     assert sorted(path.name for path in workplace.folder.iterdir()) == ["pipe", "study.yaml"]
@@ -164,7 +183,7 @@ def test_weights_in_parts_are_counted_once(tmp_path: Path, tiny_folder: Path) ->
 
 
 def test_the_context_is_that_of_a_real_generation(pipe: Any, tiny_folder: Path) -> None:
-    footprint = Footprint.of(tiny_folder, Generation.model_validate(CALL), "float32")
+    footprint = footprint_of(tiny_folder, SkyReelsV2Spec(path="pipe"), Generation.model_validate(CALL))
     with exact(pipe) as scope:
         latents(pipe)
     assert footprint.context_bytes == scope.report.context_bytes
@@ -186,7 +205,9 @@ def test_the_shipped_studies_need_nothing_but_the_checkpoint(tmp_path: Path, mod
     for component, config in configs.items():
         (tmp_path / component).mkdir()
         (tmp_path / component / "config.json").write_text(json.dumps(config))
-    footprint = Footprint.of(tmp_path, file.study.generation, file.study.model.torch_dtype)
+    spec = file.study.model
+    assert isinstance(spec, SkyReelsV2Spec)
+    footprint = footprint_of(tmp_path, spec, file.study.generation)
     assert footprint.context_bytes / 2**30 == pytest.approx(context_gib, abs=0.05)
     assert footprint.mask_bytes / 2**30 == pytest.approx(2.4, abs=0.05)
     assert (footprint.blocks, footprint.rows) == (5, 70)

@@ -74,7 +74,7 @@ def test_what_cannot_be_served_is_one_sentence_and_nothing_is_made(folder: Path)
 
 
 def test_a_database_of_an_older_version_is_one_sentence_and_stays_as_it_is(folder: Path) -> None:
-    text = (Path(__file__).parent / "data/revision-0001.sql").read_text()
+    text = (Path(__file__).parent / "store/data/revision-0001.sql").read_text()
     with contextlib.closing(sqlite3.connect("runs/old.db")) as connection:
         connection.executescript(text)
     before = Path("runs/old.db").read_bytes()

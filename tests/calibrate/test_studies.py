@@ -19,10 +19,11 @@ import optuna
 import pytest
 from sqlalchemy import Engine, create_engine, event, insert, text
 
-from calibrate import listing
-from calibrate.claims import Worker
-from calibrate.listing import FORMATS
-from calibrate.store import Generation, Heartbeat, Storage, Store
+from calibrate.export import listing
+from calibrate.export.listing import FORMATS
+from calibrate.store import Generation, Storage, Store
+from calibrate.store.lock import StudyLock
+from studies.bench.synthetic_study import study_text, write_study
 from tests.calibrate.conftest import Workplace
 
 Make = Callable[..., Workplace]
@@ -31,7 +32,7 @@ Make = Callable[..., Workplace]
 @pytest.fixture
 def started(make_workplace: Make, database_url: str) -> Workplace:
     workplace = make_workplace(name="first", storage=database_url, budget={"trials": 1})
-    result = workplace.scope("worker", "study.yaml")
+    result = workplace.scope("run", "study.yaml")
     assert result.exit_code == 0, result.output
     return workplace
 
@@ -55,7 +56,7 @@ def test_a_study_is_renamed_and_deleted_with_its_trials(started: Workplace, data
     assert optuna.get_all_study_names(database_url) == ["second"]
 
     assert started.scope("delete", "study.yaml", "--yes").exit_code == 0
-    for table in ("scope_study", "scope_generation", "scope_worker", "scope_claim", "studies", "trials"):
+    for table in ("scope_study", "scope_generation", "scope_driver", "studies", "trials"):
         assert _rows(database_url, table) == 0, table
     assert started.scope("status", "study.yaml").exit_code == 2
 
@@ -63,7 +64,7 @@ def test_a_study_is_renamed_and_deleted_with_its_trials(started: Workplace, data
 def test_names_that_are_taken_or_not_allowed_are_refused(started: Workplace, database_url: str) -> None:
     taken = started.folder / "other.yaml"
     taken.write_text(started.study.read_text().replace("name: first", "name: other"))
-    assert started.scope("worker", "other.yaml").exit_code == 0
+    assert started.scope("run", "other.yaml").exit_code == 0
     for name, sentence in (("other", "there is a study 'other' already"), ("a b/c", "not allowed")):
         result = started.scope("rename", "study.yaml", name)
         assert result.exit_code == 2
@@ -71,13 +72,14 @@ def test_names_that_are_taken_or_not_allowed_are_refused(started: Workplace, dat
     assert sorted(optuna.get_all_study_names(database_url)) == ["first", "other"]
 
 
-def test_a_study_with_workers_is_left_alone(started: Workplace, database_url: str) -> None:
+def test_a_study_that_is_being_run_is_left_alone(started: Workplace, database_url: str) -> None:
     store = Store.find_study(Storage(database_url), "first")
-    with Worker(store, Heartbeat()):
-        for command in (["delete", "study.yaml", "--yes"], ["rename", "study.yaml", "second"]):
+    with StudyLock(store):
+        store.keep_driver("gpu-box", 123, {})
+        for command in (["run", "study.yaml"], ["delete", "study.yaml", "--yes"], ["rename", "study.yaml", "second"]):
             result = started.scope(*command)
             assert result.exit_code == 2
-            assert "1 workers are at study 'first'" in result.stderr
+            assert "study 'first' is being run by process 123 on gpu-box" in result.stderr
     store.storage.close()
     assert started.scope("delete", "study.yaml", "--yes").exit_code == 0
 
@@ -177,7 +179,7 @@ def test_the_number_of_queries_does_not_grow_with_the_study(
     make_workplace: Make, finished: Workplace, command: str
 ) -> None:
     small = make_workplace(name="small", budget={"trials": 1})
-    assert small.scope("worker", "study.yaml").exit_code == 0
+    assert small.scope("run", "study.yaml").exit_code == 0
     counts = []
     for workplace in (small, finished):
         with _counted() as statements:
@@ -201,3 +203,22 @@ def test_the_queries_of_a_large_study_use_indexes(finished: Workplace) -> None:
                 ).all()
                 assert all("SCAN" not in row[-1] or "INDEX" in row[-1] for row in plan), (statement, plan)
     store.storage.close()
+
+
+def test_front_and_status_tell_thresholds_and_learned_weights_apart(make_workplace: Make) -> None:
+    workplace = make_workplace(name="mixed")
+    url = f"sqlite:///{workplace.folder / 'mixed.db'}"
+    storage = Storage(url)
+    write_study(storage, "mixed", 6, learned=6)
+    storage.close()
+    workplace.study.write_text(study_text("mixed", trials=12, storage=url))
+    listed = workplace.scope("front", "study.yaml", "--json")
+    assert listed.exit_code == 0, listed.output
+    entries = json.loads(listed.stdout)
+    assert {entry["kind"] for entry in entries} == {"thresholds", "learned"}
+    assert [entry["kind"] == "learned" for entry in entries] == ["gap_weights" in entry["policy"] for entry in entries]
+    table = workplace.scope("front", "study.yaml").stdout
+    assert table.count(" learned ") == sum(entry["kind"] == "learned" for entry in entries)
+    best = json.loads(workplace.scope("status", "study.yaml", "--json").stdout)["best"]
+    assert best["kind"] == entries[0]["kind"]
+    assert f"trial {best['trial']} ({best['kind']})" in " ".join(workplace.scope("status", "study.yaml").stdout.split())

@@ -14,14 +14,16 @@ import av
 import numpy as np
 import pytest
 
-from calibrate import scores, timing
 from calibrate.errors import CalibrateError
-from calibrate.perceptual import vbench
-from calibrate.quality import METRIC_VERSION, Frames, interval
-from calibrate.recheck import recheck
-from calibrate.rounding import EXACT_MULTIPLE
-from calibrate.scores import Scores, vmaf_program
-from calibrate.study_file import Score, Timing
+from calibrate.export.recheck import recheck
+from calibrate.families.rounding import EXACT_MULTIPLE
+from calibrate.measure import timing
+from calibrate.quality import scores
+from calibrate.quality.metrics import METRIC_VERSION, Frames, interval
+from calibrate.quality.perceptual import vbench
+from calibrate.quality.scores import Scores, vmaf_program
+from calibrate.spec.generation import Case
+from calibrate.spec.running import Score, Timing
 from tests.calibrate.conftest import Workplace
 
 EVIDENCE = {
@@ -107,13 +109,21 @@ class TestTiming:
             report = SimpleNamespace(stock_evaluations=100, evaluations=100)
             pairs = [
                 SimpleNamespace(
-                    stock_seconds=s, exact_seconds=1.0, scope_seconds=1.0, exact_report=report, scope_report=report
+                    case=None,
+                    stock_seconds=s,
+                    exact_seconds=1.0,
+                    scope_seconds=1.0,
+                    exact_report=report,
+                    scope_report=report,
                 )
                 for s in first
             ]
-            monkeypatch.setattr(timing, "_times", lambda *_: {"stock": later.pop(0), "exact": 1.0, "scope": 1.0})
+
+            def times(_case: Case) -> dict[str, float]:
+                return {"stock": later.pop(0), "exact": 1.0, "scope": 1.0}
+
             narrator = SimpleNamespace(say=lambda _: None)
-            return timing.repeat_until_steady(None, pairs, None, Timing(max_repeats=limit), narrator)  # type: ignore[arg-type]
+            return timing.repeat_until_steady(pairs, times, Timing(max_repeats=limit), narrator)  # type: ignore[arg-type]
 
         return run
 
@@ -175,7 +185,7 @@ def test_a_studys_own_scores_are_called_by_name(clip: Frames) -> None:
         ("nowhere.at_all:score", "cannot be loaded"),
         (f"{__name__}:missing", "cannot be loaded"),
         (f"{__name__}:broken", "no finite number"),
-        ("calibrate.perceptual:lpips", "scope-calibrate\\[lpips\\]"),
+        ("calibrate.quality.perceptual:lpips", "scope-calibrate\\[lpips\\]"),
     ],
 )
 def test_a_score_that_cannot_be_had_is_one_sentence(clip: Frames, function: str, sentence: str) -> None:
@@ -199,7 +209,7 @@ class TestVBench:
     @pytest.fixture
     def score(self) -> Scores:
         options = {"dimension": "imaging_quality", "weights": "vbench"}
-        return Scores([Score(name="imaging", function="calibrate.perceptual:vbench", options=options)])
+        return Scores([Score(name="imaging", function="calibrate.quality.perceptual:vbench", options=options)])
 
     @pytest.fixture
     def weights(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,17 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 import dashboard
-from calibrate.quality import PERFECT, at_best, compare, floor_figures, frame_errors
-from calibrate.results import BLOCKS
-from calibrate.search import Search
+from calibrate.families import load_target
+from calibrate.families.skyreels_v2.spec import SkyReelsV2Spec
+from calibrate.families.target import Target
+from calibrate.measure.candidate import Measure
+from calibrate.measure.early_stop import out_of_reach
+from calibrate.quality.metrics import PERFECT, at_best, compare, floor_figures, frame_errors
+from calibrate.results.result import BLOCKS
 from calibrate.serve import STORAGE_VARIABLE
+from calibrate.spec.floors import Floors
+from calibrate.spec.generation import Case, Generation
 from calibrate.store import Storage, Store
-from calibrate.study_file import Case, Floors, Generation, ModelSpec
-from calibrate.target import Target
 from dashboard.page import POLICY
 from scope_runtime import Policy, run_policy
 from tests.calibrate.conftest import Workplace
@@ -36,8 +39,8 @@ NONE = {"psnr_db": None, "psnr_worst_prompt_db": None}
 
 
 def _target(folder: Path, **changes: Any) -> Target:
-    spec = ModelSpec.model_validate({"path": str(folder), "threads": 1})
-    return Target.load(folder, spec, Generation.model_validate(CALL | changes))
+    spec = SkyReelsV2Spec.model_validate({"path": str(folder), "threads": 1})
+    return load_target(folder, spec, Generation.model_validate(CALL | changes))
 
 
 @pytest.mark.parametrize("policy", [None, Policy(warmup=2, max_skip=2)], ids=["stock", "policy"])
@@ -101,11 +104,9 @@ QUARTER = 10 * math.log10(4)
 def test_a_beginning_is_given_up_where_nothing_that_follows_can_hold_the_floor(
     floors: dict[str, float], first: float, before: list[float], cases: int, stopped: bool
 ) -> None:
-    search = object.__new__(Search)
-    search.study = SimpleNamespace(floors=Floors.model_validate(NONE | floors), search_cases=[CASE] * cases)
     best = at_best(np.full(9, 10 ** (-first / 10)), [(0, 9)], 36)
     known = [replace(PERFECT, psnr_db=psnr) for psnr in before]
-    reason = search._out_of_reach([*known, best])
+    reason = out_of_reach(Floors.model_validate(NONE | floors), [*known, best], cases)
     assert (reason is not None) == stopped
     if reason:
         assert reason.startswith("stopped early: at best it misses psnr_")
@@ -215,7 +216,7 @@ def test_without_memory_for_a_look_the_generation_goes_on(
 
 
 def test_a_clip_that_was_not_finished_is_not_made_again(hopeless: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Search, "_generate", lambda *_: pytest.fail("it was generated again"))
+    monkeypatch.setattr(Measure, "run", lambda *_: pytest.fail("it was generated again"))
     study = hopeless.study.read_text()
     hopeless.study.write_text(study.replace("trials: 2", "trials: 2\n  minutes: 5"))
     assert hopeless.scope("run", "study.yaml").exit_code == 2

@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from calibrate.clips import ClipShelf
-from calibrate.pictures import comparison_clip
-from calibrate.quality import METRIC_VERSION
-from calibrate.store import Storage
+from calibrate.measure.clips import ClipShelf
+from calibrate.measure.pictures import comparison_clip
+from calibrate.quality.metrics import METRIC_VERSION
+from calibrate.results.promises import declared_wish
+from calibrate.results.sequence import SEQUENCES
+from calibrate.search.optuna_study import open_optuna_study
+from calibrate.store import GUARANTEE, Generation, Storage, Store
+from calibrate.study.study_file import Study
 from dashboard.data import StudyData, best_point, load_study
 from scope_runtime import ModelIdentity, Policy, Profile, Scheduler, Settings
 from studies.bench.synthetic_study import write_study
@@ -57,6 +62,60 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     data = load_study(storage, "made")
     storage.close()
     return Made(folder, url, data, best)
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A study with thresholds and with learned weights."""
+    folder = tmp_path_factory.mktemp("mixed")
+    url = f"sqlite:///{folder / 'mixed.db'}"
+    storage = Storage(url)
+    write_study(storage, "mixed", 20, learned=20, estimates=True)
+    data = load_study(storage, "mixed")
+    storage.close()
+    best = best_point(data.points, data.study.floors, "speedup_evaluations")
+    assert best is not None
+    return Made(folder, url, data, best)
+
+
+@pytest.fixture(scope="session")
+def promised(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A study that has tested its two most careful policies: five prompts of one are good, one of the other is bad."""
+    folder = tmp_path_factory.mktemp("promised")
+    storage = Storage(f"sqlite:///{folder / 'promised.db'}")
+    store = write_study(storage, "promised", 12)
+    text = yaml.safe_load(store.study.yaml_text)
+    text["guarantee"] = {"share": 0.6, "confidence": 0.9}
+    text["guarantee_cases"] = [{"prompt": f"prompt {number}", "seed": number} for number in range(5)]
+    text["floors"] = {"psnr_db": 30.0, "psnr_worst_prompt_db": 30.0}
+    study = Study.model_validate(text)
+    Store.open_study(
+        storage, name="promised", yaml_text=yaml.safe_dump(text), fixed_parts=study.fixed_parts(),
+        settings=store.study.settings, model=store.study.model,
+    )  # fmt: skip
+    results = load_study(storage, "promised").results
+    careful, bold = sorted(results.values(), key=lambda result: result.speedup_evaluations)[:2]
+    for result, psnr in ((careful, [41.0, 42.0, 43.0, 44.0, 45.0]), (bold, [20.0, 42.0, 42.0, 42.0, 42.0])):
+        for case, value in zip(study.guarantee_cases, psnr, strict=True):
+            row = store.complete("candidate")[0]
+            store.add(
+                Generation(
+                    kind=GUARANTEE, trial_number=result.trial, environment_id=row.environment_id, prompt=case.prompt,
+                    seed=case.seed, policy=result.policy, settings={}, evaluations=10, stock_evaluations=30,
+                    metrics={**(row.metrics or {}), "psnr_db": value}, metric_version=METRIC_VERSION, state="complete",
+                    started=row.started, finished=row.finished,
+                )
+            )  # fmt: skip
+    assert study.guarantee is not None
+    kept = {
+        "trials": [careful.trial, bold.trial],
+        "finished": True,
+        "wish": declared_wish(study.guarantee, study.floors),
+    }
+    open_optuna_study(store, create=False).set_user_attr(SEQUENCES, [kept])
+    data = load_study(storage, "promised")
+    storage.close()
+    return Made(folder, f"sqlite:///{folder / 'promised.db'}", data, careful.trial)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def write_hostile(folder: Path) -> str:
     """Makes ``folder/hostile.db`` with two such studies, one with trials and one whose trials failed; gives its URL."""
     url = f"sqlite:///{folder / 'hostile.db'}"
     storage = Storage(url)
-    store = write_study(storage, "one", 12, estimates=True)
+    store = write_study(storage, "one", 12, learned=2, estimates=True)
     write_study(storage, "two", 0)
     values = {
         "name": NAME,
@@ -58,6 +58,12 @@ def write_hostile(folder: Path) -> str:
         for number, (key, result) in enumerate(results.items()):
             # Every third in its hover text, which leaves it without its generations; every third was stopped.
             changed = {0: {}, 1: {"stopped": MARKUP + BLOCKS}, 2: {"policy": result["policy"] | {"indicator": MARKUP}}}
+            if weights := result["policy"].get("gap_weights"):
+                # One with markup for a branch, and one that cannot be read.
+                named = [[*entry[:2], entry[2].replace("uncond", MARKUP), entry[3]] for entry in weights["weights"]]
+                weights["weights"] = sorted(named)
+                weights["scheduler"] = MARKUP
+                changed = {0: {}, 1: {"policy": result["policy"] | {"captures": MARKUP}}}
             connection.execute(
                 text("UPDATE trial_user_attributes SET value_json = :value WHERE trial_user_attribute_id = :key"),
                 {"value": json.dumps(result | changed[number % 3]), "key": key},
@@ -65,6 +71,8 @@ def write_hostile(folder: Path) -> str:
         for statement in _STATEMENTS:
             connection.execute(text(statement), values)
     for result in results.values():
+        if "gap_weights" in result["policy"]:
+            continue
         data = profile_of(result["policy"]).to_dict()
         data["evidence"]["missed_floors"] = {MARKUP: 1.0}
         data["settings"]["scheduler"]["name"] = MARKUP

@@ -9,10 +9,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import dashboard
-from calibrate.clips import ClipShelf
+from calibrate.measure.clips import ClipShelf
 from calibrate.serve import CACHES_VARIABLE, STORAGE_VARIABLE
 from calibrate.store import Generation, Storage, browse
-from calibrate.study_file import Study
+from calibrate.study.study_file import Study
 from dashboard import cache
 from dashboard.clips import clip_of, frame_count
 from dashboard.page import POLICY

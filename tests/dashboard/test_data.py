@@ -6,12 +6,21 @@ import pandas as pd
 import pytest
 
 from calibrate.errors import CalibrateError
-from calibrate.results import Result
+from calibrate.results.result import Result
+from calibrate.spec.floors import Floors
 from calibrate.store import Storage, browse
-from calibrate.study_file import Floors
 from dashboard.data import best_point, feasible, front, load_study
-from dashboard.wording import chart_text, file_name, headline, plain, policy_sentence, reasons, usage
-from tests.dashboard.conftest import TRIALS, Made
+from dashboard.wording import (
+    chart_text,
+    file_name,
+    headline,
+    plain,
+    policy_sentence,
+    promised_cell,
+    reasons,
+    usage,
+)
+from tests.dashboard.conftest import EVIDENCE, TRIALS, Made
 
 
 def test_every_measured_policy_is_a_point(made: Made) -> None:
@@ -51,8 +60,11 @@ def test_the_budget_is_spent_by_trials_or_by_full_generations(made: Made) -> Non
     assert replace(made.data, study=study.model_copy(update={"budget": budget})).budget_spent == TRIALS / 80
     full = 1 + 1 / 2 + sum(1 / result.speedup_evaluations for result in made.data.results.values())
     budget = study.budget.model_copy(update={"trials": 10_000, "equivalents": 100.0})
-    spent = replace(made.data, study=study.model_copy(update={"budget": budget})).budget_spent
-    assert spent == pytest.approx(full / 100)
+    data = replace(made.data, study=study.model_copy(update={"budget": budget}))
+    assert data.budget_spent == pytest.approx(full / 100)
+    # Weights that were fitted in ten runs, each of which cost a quarter of a stock one, on two prompts.
+    means = {**data.means, "fit": browse.Means(10, data.means["stock"].evaluations / 4, 1.0, 0.0)}
+    assert replace(data, means=means).budget_spent == pytest.approx((full + 10 / 4 / 2) / 100)
 
 
 def test_what_was_predicted_is_kept_beside_what_was_measured(made: Made, read_only: Storage) -> None:
@@ -91,6 +103,40 @@ def test_sentences_name_figures_and_neighbours(made: Made) -> None:
     )
     stopped = Result(**{**best.to_dict(), "stopped": "stopped early: 1 dB"})
     assert "stopped early" in reasons(data, stopped, floors, "speedup_evaluations", "psnr_db")[0]
+
+
+def test_the_headline_quotes_what_no_choice_has_seen(made: Made) -> None:
+    best = made.data.results[made.best]
+    seen = headline(best, 3, 40)
+    assert seen.startswith("On the search prompts")
+    unseen = made.data.unseen[made.best]
+    assert (unseen.kind, unseen.prompts, unseen.psnr_db) == ("held-out", 1, EVIDENCE["psnr_db"])
+    assert made.data.told_unseen == unseen
+    told = headline(best, 3, 40, unseen=unseen)
+    assert told.startswith("On 1 held-out prompt, which no choice has seen")
+    assert "**2.50x fewer block evaluations** at **38.5 dB** against the stock video (worst prompt 37.0 dB)" in told
+    assert f"{best.figures['psnr_db']:.1f} dB" not in told
+    other = next(result for trial, result in made.data.results.items() if trial != made.best)
+    assert f"On the search prompts alone trial {other.trial}" in headline(other, 3, 40, unseen=unseen)
+
+
+def test_what_can_be_promised_is_read_beside_the_front_and_not_mixed_into_it(promised: Made) -> None:
+    data = promised.data
+    assert data.promises is not None
+    assert [entry.trial for entry in data.promises.passed] == [promised.best]
+    unseen = data.told_unseen
+    assert unseen is not None
+    assert (unseen.trial, unseen.kind, unseen.prompts) == (promised.best, "guarantee", 5)
+    assert (unseen.speedup, unseen.psnr_db, unseen.worst_db) == (3.0, 43.0, 41.0)
+    assert len(data.points) == 12
+    assert "guarantee" not in data.means
+    cells = {cell.name: promised_cell(cell, 5) for cell in data.promises.cells}
+    assert cells["28,0.6"] == f"3.00x (trial {promised.best})"
+    assert cells["28,0.9"] == "takes 22 cases"
+    storage = Storage(promised.url, read_only=True)
+    kinds = {row.kind for row, _ in browse.measurements(storage, data.record.id, data.results[promised.best].policy)}
+    storage.close()
+    assert kinds == {"candidate"}
 
 
 def test_a_policy_in_words_names_its_numbers(made: Made) -> None:

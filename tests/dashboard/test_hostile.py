@@ -22,6 +22,10 @@ from tests.dashboard.hostile import FAR, MARKUP, NAME, write_hostile
 LOADS = "img, a, script, iframe, video, source, object, embed, link, image, use, form"
 
 
+# Trials with learned weights.
+LEARNED = READ, UNREADABLE = 14, 15
+
+
 @dataclass(frozen=True)
 class Served:
     """A running dashboard.
@@ -87,13 +91,13 @@ def _assert_only_text(page: Any) -> None:
 
 @pytest.mark.parametrize(
     ("view", "trial"),
-    [(STUDIES, 2), (INSIGHT, 2), *((view, trial) for view in (TRADE_OFF, POLICY) for trial in (2, 3, 4))],
+    [(STUDIES, 2), (INSIGHT, 2), *((view, trial) for view in (TRADE_OFF, POLICY) for trial in (2, 3, 4, *LEARNED))],
 )
 def test_a_database_of_markup_is_shown_as_text(page: Any, served: Served, view: str, trial: int) -> None:
     page.goto(f"{served.address}/?view={quote(view)}&study={quote(NAME)}&trial={trial}&compare={quote(NAME)}")
-    if (view, trial) == (POLICY, 4):  # its recorded policy is not the one that was generated with
+    if view == POLICY and trial in (4, *LEARNED):  # its recorded policy is not the one that was generated with
         page.get_by_text("no longer in the database").wait_for()
-    else:
+    if view != POLICY or trial not in (4, UNREADABLE):
         settle(page)
     _assert_only_text(page)
     shown = _text(page.inner_text("body"))
@@ -101,7 +105,12 @@ def test_a_database_of_markup_is_shown_as_text(page: Any, served: Served, view: 
     if view == TRADE_OFF:
         assert _text(page.locator("h2").first.inner_text()) == _text(NAME)
         assert (_text(MARKUP) in shown.replace(_text(NAME), "")) == (trial == 3)  # why it was stopped
-    if view == POLICY and trial != 4:
+    if trial in LEARNED:
+        assert ("which cannot be read" in shown) == (trial == UNREADABLE)
+        assert ("The learned weights" in shown) == (trial == READ and view == POLICY)
+        ticks = _text(" ".join(page.locator(".yaxislayer-above text").all_text_contents()))
+        assert (view == POLICY and trial == READ) == (_text(MARKUP) in ticks)
+    elif view == POLICY and trial != 4:
         assert "miss the floor " + _text(MARKUP) in shown
 
 
@@ -114,10 +123,10 @@ def test_hovering_shows_text(page: Any, served: Served) -> None:
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         page.wait_for_timeout(300)
         if "%{x}" in (shown := "".join(page.locator(".hoverlayer text").all_text_contents())):
-            assert "indicator: " + MARKUP[:40] in shown
+            assert "indicator: " + MARKUP[:40] in shown or "captures: " + MARKUP[:40] in shown
             _assert_only_text(page)
             return
-    pytest.fail("no point shows its indicator")
+    pytest.fail("no point shows its indicator or its captures")
 
 
 def test_an_address_of_markup_is_shown_as_text(page: Any, served: Served) -> None:

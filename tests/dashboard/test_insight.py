@@ -26,6 +26,19 @@ def test_importance_finds_what_decides(made: Made, read_only: Storage) -> None:
     assert insight.importance(parameters, dict.fromkeys(values, 1.0)) == {}
 
 
+def test_what_never_varied_does_not_matter(mixed: Made) -> None:
+    storage = Storage(mixed.url, read_only=True)
+    known = browse.parameters(storage, "mixed")
+    storage.close()
+    learned = {number: found for number, found in known.items() if "depth" in found}
+    values = {number: mixed.data.results[number].speedup_evaluations for number in learned}
+    found = insight.importance(learned, values)
+    assert next(iter(found)) == "period"
+    assert not found.keys() & {"depth", "kind"}  # one value each, of sixteen and of one
+    same = {number: {"depth": found["depth"]} for number, found in learned.items()}
+    assert insight.importance(same, values) == {}
+
+
 def test_parameters_come_back_as_they_were_searched(made: Made, read_only: Storage) -> None:
     found = browse.parameters(read_only, "made")[made.best]
     assert found["warmup"][0] == made.data.results[made.best].policy["warmup"]

@@ -12,7 +12,10 @@ from dashboard.plots.front import Reference, compared_fronts, front_figure
 from dashboard.plots.insight import importance_bars, parallel_coordinates
 from dashboard.plots.mode_map import mode_map
 from dashboard.plots.trial import block_quality, frame_quality, prediction_errors, time_spent
+from dashboard.plots.weights import weight_map
 from dashboard.theme import DARK, LIGHT
+from scope_runtime import Policy, Scheduler, Settings
+from scope_runtime.gap_weights import GapWeights
 from tests.dashboard.conftest import Made
 
 SPEEDUP, PSNR = SPEED["speedup_evaluations"], QUALITY["psnr_db"]
@@ -94,6 +97,48 @@ def test_the_mode_map_counts_its_letters() -> None:
     }  # fmt: skip
 
 
+def test_kinds_are_told_apart_by_shape_and_name(made: Made, mixed: Made) -> None:
+    points, floors = mixed.data.points, mixed.data.study.floors
+    drawn = front_figure(points, feasible(points, floors), SPEEDUP, PSNR, LIGHT)
+    numbered = [int(number) for trace in drawn.data if trace.customdata is not None for number in trace.customdata]
+    assert sorted(numbered) == sorted(points["trial"])
+    for trace in drawn.data:
+        if trace.customdata is not None:
+            kinds = {mixed.data.results[int(number)].kind for number in trace.customdata}
+            assert kinds == {"learned" if trace.marker.symbol.startswith("triangle-up") else "thresholds"}
+            assert (", learned weights (" in trace.name) == (kinds == {"learned"})
+    best = front(points[feasible(points, floors)], SPEEDUP.key, PSNR.key)
+    assert list(drawn.data[-3].x) == best[SPEEDUP.key].tolist()  # one line through both kinds
+    alone = front_figure(made.data.points, feasible(made.data.points, floors), SPEEDUP, PSNR, LIGHT)
+    assert not any("thresholds" in trace.name for trace in alone.data)
+
+
+def test_hovering_a_learned_policy_does_not_show_thresholds_that_nobody_reads(mixed: Made) -> None:
+    points, policies = mixed.data.points, {number: result.policy for number, result in mixed.data.results.items()}
+    drawn = front_figure(points, feasible(points, mixed.data.study.floors), SPEEDUP, PSNR, LIGHT, policies=policies)
+    for trace in drawn.data:
+        for text in trace.text or ():
+            assert ("warmup" in text) == ("learned weights" not in text)
+
+
+def test_a_weight_holds_over_its_gap() -> None:
+    settings = Settings(
+        height=64, width=64, num_frames=97, num_inference_steps=4, guidance_scale=4.0, ar_step=1, causal_block_size=5,
+        dtype="float32", scheduler=Scheduler("UniPCMultistepScheduler"),
+    )  # fmt: skip
+    plan = ("R.", "PR", "RP", "PR", ".R")
+    weights = {(0, 0, "cond"): [1.5], (0, 2, "cond"): [1.25, -0.5, 0.25], (1, 2, "<b>"): [0.5]}
+    found = GapWeights.fitted(plan, settings, depth=3, classes=[0, 1], weights=weights)
+    newest, older = (weight_map(Policy(plan=plan, gap_weights=found), LIGHT, older=o).data[0] for o in (False, True))
+    assert newest.y == ("block 0, &lt;b&gt;", "block 0, cond", "block 1, &lt;b&gt;", "block 1, cond")
+    assert newest.z.tolist() == [[1, 1, 1, 1], [1.5, 1.5, 1.25, 1.25], [1, 1, 0.5, 1], [1, 1, 1, 1]]
+    assert older.z.tolist()[1] == [0, 0, -0.25, -0.25]
+    assert older.text[1].tolist() == ["0.00", "", "-0.25", ""]
+    assert newest.customdata[1][3] == "1.250, -0.500, 0.250"
+    assert (newest.zmin + newest.zmax) / 2 == 1
+    assert (older.zmin + older.zmax) / 2 == 0
+
+
 def test_every_axis_has_a_label(made: Made) -> None:
     points = made.data.points
     figures = [
@@ -123,7 +168,7 @@ def test_single_frames_of_a_clip_can_be_seen(made: Made) -> None:
 
 
 def test_clips_make_room_for_new_ones(tmp_path: Path) -> None:
-    from calibrate.clips import ClipShelf
+    from calibrate.measure.clips import ClipShelf
 
     shelf = ClipShelf(tmp_path / "clips", 0.0025)
     for seed in range(4):

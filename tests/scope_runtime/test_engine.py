@@ -306,7 +306,7 @@ class TestReuse:
         engine, model = Engine(schedule, Policy(granularity="block", plan=("RR", "RR", "PR"))), Fake()
         run(engine, model)
         assert [(request.blocks, request.keep) for request in model.passes] == [
-            ((0, 1), (0, 1)), ((0, 1), (0, 1)), ((1,), (1,)),
+            ((0, 1), (0,)), ((0, 1), (0,)), ((1,), ()),
         ]  # fmt: skip
         assert model.passes[-1].context.captured == set()
         fresh, model = Engine(schedule, Policy(plan=("RR", "RR", "RP"))), Fake()

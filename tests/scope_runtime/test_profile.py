@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 import scope_runtime
 from scope_runtime import (
     ChangeMap,
+    GapWeights,
     ModelIdentity,
     Policy,
     Profile,
@@ -41,6 +43,11 @@ EVIDENCE = {
     "n": 4,
 }
 
+GUARANTEE = {
+    "statement": "so", "assumption": "if", "share": 0.9, "confidence": 0.9, "n": 22, "misses": 0,
+    "floors": {"psnr_worst_prompt_db": 30}, "cases": [{"prompt": "a fox", "seed": 1}],
+}  # fmt: skip
+
 
 def make_profile(pipe: Any, **policy: Any) -> Profile:
     """A profile for the tiny pipeline's usual call."""
@@ -58,20 +65,47 @@ def make_profile(pipe: Any, **policy: Any) -> Profile:
     )
 
 
-def test_round_trip_through_a_file(pipe: Any, tmp_path: Path) -> None:
-    profile = make_profile(pipe)
+PLAN = ("R..", "R..", "RR.", "RR.", "RRR", "PRR", "RRR", "RPR", ".RR", ".RP", "..R", "..R")
+
+
+def make_learned(pipe: Any) -> Profile:
+    """A profile with gap weights for the tiny pipeline's usual call."""
+    table = {
+        (kind, step, branch): (1.25, -0.25)[: 1 + kind]
+        for kind in (0, 1)
+        for step in (3, 4)
+        for branch in ("cond", "uncond")
+    }
+    weights = GapWeights.fitted(PLAN, Settings.of(pipe, **CALL), depth=2, classes=(0, 1), weights=table)
+    return make_profile(pipe, plan=PLAN, gap_weights=weights, captures="last")
+
+
+@pytest.mark.parametrize("make", [make_profile, make_learned])
+def test_round_trip_through_a_file(pipe: Any, tmp_path: Path, make: Callable[[Any], Profile]) -> None:
+    profile = make(pipe)
     profile.save(tmp_path / "deep" / "profile.json")
     assert Profile.load(tmp_path / "deep" / "profile.json") == profile
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["profile.json"]
 
 
-def test_a_saved_profile_satisfies_the_published_schema(pipe: Any) -> None:
-    jsonschema.validate(make_profile(pipe).to_dict(), SCHEMA)
+@pytest.mark.parametrize("make", [make_profile, make_learned])
+def test_a_saved_profile_satisfies_the_published_schema(pipe: Any, make: Callable[[Any], Profile]) -> None:
+    jsonschema.validate(json.loads(make(pipe).to_json()), SCHEMA)
+
+
+def test_what_is_learned_is_written_where_there_is_something_learned(pipe: Any) -> None:
+    assert not {"captures", "gap_weights"} & make_profile(pipe).to_dict()["policy"].keys()
+    learned = make_learned(pipe).to_dict()["policy"]
+    assert learned["captures"] == "last"
+    assert learned["gap_weights"]["weights"][0] == [0, 3, "cond", [1.25]]
+    assert "captures" not in make_profile(pipe, plan=PLAN).to_dict()["policy"]
 
 
 def test_the_schema_knows_exactly_the_fields_of_the_code(pipe: Any) -> None:
-    data = make_profile(pipe).to_dict()
+    data = make_learned(pipe).to_dict()
     assert set(SCHEMA["properties"]) == set(data)
+    weights = SCHEMA["$defs"]["gap_weights"]
+    assert set(weights["properties"]) == set(weights["required"]) == set(data["policy"]["gap_weights"])
     data["model"] = dataclasses.replace(ModelIdentity.of(pipe), adapters="style at 1").to_dict()
     for part in ("policy", "settings", "model"):
         assert set(SCHEMA["properties"][part]["properties"]) == set(data[part])
@@ -178,6 +212,14 @@ def test_what_no_report_could_hold_is_refused_by_field(
         ("cases", ["a fox"]),
         ("cases", [{"prompt": ["a"], "seed": 1}]),
         ("cases", [{"prompt": "a", "seed": {}}]),
+        ("guarantee", "nine in ten"),
+        ("guarantee", {**GUARANTEE, "share": 1.5}),
+        ("guarantee", {**GUARANTEE, "confidence": "high"}),
+        ("guarantee", {**GUARANTEE, "statement": ""}),
+        ("guarantee", {**GUARANTEE, "floors": [30]}),
+        ("guarantee", {**GUARANTEE, "misses": -1}),
+        ("guarantee", {**GUARANTEE, "cases": ["a fox"]}),
+        ("guarantee", {name: value for name, value in GUARANTEE.items() if name != "n"}),
     ],
 )
 def test_evidence_of_the_wrong_kind_is_refused_by_field(
@@ -190,6 +232,13 @@ def test_evidence_of_the_wrong_kind_is_refused_by_field(
     assert error.value.field.startswith(f"evidence.{name}")
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(document, SCHEMA)
+
+
+def test_a_promise_is_a_part_of_the_evidence(mutable: tuple[Any, dict[str, Any]]) -> None:
+    document = json.loads(json.dumps(mutable[1]))
+    document["evidence"]["guarantee"] = GUARANTEE
+    assert Profile.from_dict(document).evidence["guarantee"] == GUARANTEE
+    jsonschema.validate(document["evidence"], {**SCHEMA["properties"]["evidence"], "$defs": SCHEMA["$defs"]})
 
 
 def test_numbers_too_large_to_print_are_refused_without_a_file(mutable: tuple[Any, dict[str, Any]]) -> None:
@@ -224,7 +273,7 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_mutated_profile_is_refused_or_valid(
     data: st.DataObject, mutable: tuple[Any, dict[str, Any]], tmp_path: Path
@@ -278,11 +327,13 @@ def test_a_damaged_file_is_refused_or_valid(
     jsonschema.validate(profile.to_dict(), SCHEMA)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["version 1", "version 2"])
+@pytest.fixture(scope="module", params=[1, 2, "learned"], ids=["version 1", "version 2", "learned"])
 def mutable(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     pipe = tiny_pipeline()
     if request.param == 2:
         return pipe, make_profile(pipe).to_dict()
+    if request.param == "learned":
+        return pipe, make_learned(pipe).to_dict()
     old = json.loads((Path(__file__).parent / "data/profile-version-1.json").read_text())
     return pipe, old | {"model": ModelIdentity.of(pipe).to_dict()}
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from scope_runtime import ModelIdentity, ProfileError, Scheduler, Settings
-from scope_runtime.identity import ModelState, _adapters_of_layer, adapters_of, config_digest, weights_digest
+from scope_runtime.digest import config_digest
+from scope_runtime.identity import ModelState, _adapters_of_layer, adapters_of, weights_digest
 
 
 def scheduler(**changes: Any) -> Scheduler:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from calibrate.target import Target
+from calibrate.families.target import Target
 from studies.bench.__main__ import app
 from tests.tiny import CALL, save_tiny_pipeline
 

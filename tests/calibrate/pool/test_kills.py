@@ -1,0 +1,268 @@
+"""Actors, machines and candidates that die under a real run: nothing is done twice, and nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import create_engine, text
+
+from calibrate import workflow
+from calibrate.measure.candidate import Measure
+from calibrate.pool.here import Here
+from calibrate.pool.pool import Done
+from calibrate.results.result import RESULT
+from calibrate.search.driver import Driver
+from calibrate.search.optuna_study import FAILURE, open_optuna_study
+from calibrate.store import Storage, Store
+from tests.calibrate.conftest import Workplace
+from tests.calibrate.pool.conftest import Nodes
+
+ray_pool = pytest.importorskip("calibrate.pool.ray_pool")
+
+PLANNED = [
+    {"warmup": warmup, "max_skip": skip}
+    for warmup, skip in ((4, 3), (3, 4), (2, 4), (4, 2), (2, 1), (1, 3), (3, 2), (1, 4), (2, 3))
+]
+FIXED_STUDY: dict[str, Any] = {
+    "search": {"max_skip": {"low": 1, "high": 4}, "warmup": {"low": 1, "high": 4}, "candidates": PLANNED},
+    "floors": {"psnr_db": 20.0, "psnr_worst_prompt_db": None},
+    "budget": {"trials": len(PLANNED)},
+}
+# While a generation runs, and at most right after one that nobody disturbed.
+KILLS = {"at work": 8, "done": 3}
+
+
+class Outcome(NamedTuple):
+    """What a run came to, without times.
+
+    Attributes:
+        generations: How often each thing was measured, with what it cost.
+        front: Policies and figures of the front.
+        exported: The profile's policy.
+        states: How many trials ended how.
+    """
+
+    generations: Counter[tuple[Any, ...]]
+    front: list[Any]
+    exported: dict[str, Any]
+    states: Counter[TrialState]
+
+
+def _run(workplace: Workplace, *options: str) -> Outcome:
+    result = workplace.scope("run", "study.yaml", *options, "--json")
+    assert result.exit_code == 0, f"{result.exception!r}\n{result.output}"
+    profile = json.loads((workplace.folder / json.loads(result.stdout)["profile"]).read_text())
+    url = f"sqlite:///{workplace.folder / 'runs/fixed.db'}"
+    engine = create_engine(url)
+    query = "SELECT kind, policy_digest, prompt, seed, evaluations, state FROM scope_generation"
+    with engine.connect() as connection:
+        # How often held-out cases are timed depends on how steady times are.
+        rows = Counter(
+            tuple(row) for row in connection.execute(text(query)) if not str(row.kind).startswith("held_out")
+        )
+    engine.dispose()
+    with closing(Storage(url)) as storage:
+        trials = open_optuna_study(Store.find_study(storage, "fixed"), create=False).get_trials(deepcopy=False)
+    assert {trial.user_attrs[RESULT]["trial"] for trial in trials} == set(range(len(PLANNED)))
+    shown = workplace.scope("front", "study.yaml", "--json")
+    assert shown.exit_code == 0, shown.output
+    front = [
+        (entry["policy"], entry["speedup_evaluations"], entry["figures"], entry["feasible"])
+        for entry in json.loads(shown.stdout)
+    ]
+    return Outcome(rows, front, profile["policy"], Counter(trial.state for trial in trials))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_workplace: Callable[..., Workplace]) -> Outcome:
+    """What one process measures that nobody disturbs."""
+    outcome = _run(make_workplace(**FIXED_STUDY, name="fixed"))
+    assert set(outcome.generations.values()) == {1}
+    assert sum(outcome.generations.values()) == 2 * 2 + 2 * len(PLANNED)
+    assert outcome.states == {TrialState.COMPLETE: len(PLANNED)}
+    return outcome
+
+
+@dataclass
+class Watched:
+    """The pool and the driver of the run that goes on in this process."""
+
+    pools: list[Any] = field(default_factory=list)
+    drivers: list[Driver] = field(default_factory=list)
+
+    def measuring(self) -> list[Any]:
+        """Its devices that measure a candidate."""
+        pool = self.pools[-1]
+        found = [(slot, pool._jobs.get(slot.number)) for slot in list(pool._slots) if slot.greeting is None]
+        return [slot for slot, job in found if isinstance(job, Measure)]
+
+    def unharmed(self) -> bool:
+        """Whether no candidate has lost a process since it last finished a generation."""
+        return bool(self.drivers) and all(candidate.deaths == 0 for candidate in list(self.drivers[-1].candidates))
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    found = Watched()
+    enter, prepare = ray_pool.RayPool.__enter__, Driver.__init__
+
+    def entered(pool: Any) -> Any:
+        found.pools.append(pool)
+        return enter(pool)
+
+    def prepared(driver: Driver, *args: Any, **options: Any) -> None:
+        prepare(driver, *args, **options)
+        found.drivers.append(driver)
+
+    monkeypatch.setattr(ray_pool.RayPool, "__enter__", entered)
+    monkeypatch.setattr(Driver, "__init__", prepared)
+    return found
+
+
+@pytest.mark.slow
+def test_actors_that_are_killed_lose_nothing(
+    make_workplace: Callable[..., Workplace],
+    undisturbed: Outcome,
+    nodes: Nodes,
+    watched: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chance = random.Random(0)
+    kills: list[str] = []
+
+    def kill(slot: Any, when: str) -> None:
+        with contextlib.suppress(ProcessLookupError):  # one that was killed before, and is not known to be dead
+            os.kill(slot.where["process"], signal.SIGKILL)
+            kills.append(when)
+
+    def wanted() -> str:
+        """Of both kinds in turn, so that there is time for all of them however fast the devices are."""
+        return "done" if kills.count("done") < KILLS["done"] and len(kills) % 3 == 0 else "at work"
+
+    ended, following = ray_pool.RayPool._ended, ray_pool.RayPool.next
+
+    def killed_when_done(pool: Any, slot: Any) -> Done:
+        if watched.unharmed() and wanted() == "done" and slot in watched.measuring():
+            kill(slot, "done")
+            time.sleep(0.2)
+        return ended(pool, slot)
+
+    def killed_at_work(pool: Any) -> Done:
+        left = wanted() == "at work" and kills.count("at work") < KILLS["at work"]
+        if left and watched.unharmed() and (busy := watched.measuring()):
+            time.sleep(chance.uniform(0.0, 0.5))
+            kill(chance.choice(busy), "at work")
+        return following(pool)
+
+    monkeypatch.setattr(ray_pool.RayPool, "_ended", killed_when_done)
+    monkeypatch.setattr(ray_pool.RayPool, "next", killed_at_work)
+    outcome = _run(make_workplace(**FIXED_STUDY, name="fixed"), "--ray", nodes.address)
+    assert outcome == undisturbed
+    assert len(kills) >= KILLS["at work"]
+    assert set(kills) == set(KILLS)
+
+
+@pytest.mark.slow
+def test_machines_that_go_and_come_back_and_actors_that_hang_lose_nothing(
+    make_workplace: Callable[..., Workplace],
+    undisturbed: Outcome,
+    nodes: Nodes,
+    watched: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ray_pool.RayPool.__init__.__kwdefaults__, "silence_seconds", 10.0)
+
+    def one_goes() -> None:
+        nodes.remove(1)
+
+    def all_go_and_come_back() -> None:
+        nodes.remove(2)
+        nodes.restore()
+
+    def one_hangs() -> None:
+        os.kill(watched.measuring()[0].where["process"], signal.SIGSTOP)
+
+    happenings = iter([one_goes, one_hangs, all_go_and_come_back])
+    following = ray_pool.RayPool.next
+    done: list[str] = []
+
+    def eventful(pool: Any) -> Done:
+        if watched.unharmed() and watched.measuring() and (happening := next(happenings, None)):
+            happening()
+            done.append(happening.__name__)
+        return following(pool)
+
+    monkeypatch.setattr(ray_pool.RayPool, "next", eventful)
+    outcome = _run(make_workplace(**FIXED_STUDY, name="fixed"), "--ray", nodes.address)
+    assert outcome == undisturbed
+    assert done == ["one_goes", "one_hangs", "all_go_and_come_back"]
+
+
+class Deadly(Here):
+    """Several devices that are this process, and die as planned.
+
+    Attributes:
+        deaths: How many there are still to be, by candidate and case.
+    """
+
+    here = False
+
+    def __init__(self, load: Callable[[], Any], size: int, deaths: dict[tuple[int, int], int]) -> None:
+        super().__init__(load)
+        self.size = size
+        self.deaths = deaths
+
+    def next(self) -> Done:
+        job = self._waiting[0]
+        key = (job.trial, job.case.seed) if isinstance(job, Measure) else None
+        if key is not None and self.deaths.get(key, 0):
+            self.deaths[key] -= 1
+            return Done(self._waiting.popleft(), died=True)
+        return super().next()
+
+
+@pytest.mark.parametrize(
+    ("size", "deaths", "failed"),
+    [
+        pytest.param(1, {(1, 1): 3}, [1], id="three in a row"),
+        pytest.param(1, {(1, 1): 2, (1, 2): 2}, [], id="two, a generation, two more"),
+        pytest.param(1, {(1, 1): 2, (1, 2): 3}, [1], id="two, a generation, three more"),
+        pytest.param(2, {(1, 1): 2, (1, 2): 2}, [], id="twice two at once, with their machine"),
+        pytest.param(2, {(1, 1): 3, (1, 2): 3}, [1], id="three times two at once"),
+    ],
+)
+def test_a_candidate_that_kills_three_processes_one_after_the_other_is_given_up(
+    make_workplace: Callable[..., Workplace],
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    deaths: dict[tuple[int, int], int],
+    failed: list[int],
+) -> None:
+    opening = workflow.open_pool
+
+    def deadly(*args: Any) -> Any:
+        return Deadly(opening(*args)._load, size, dict(deaths))
+
+    monkeypatch.setattr(workflow, "open_pool", deadly)
+    search = FIXED_STUDY["search"] | {"candidates": PLANNED[:3]}
+    workplace = make_workplace(**FIXED_STUDY | {"search": search, "budget": {"trials": 3}}, name="deadly")
+    result = workplace.scope("run", "study.yaml")
+    assert result.exit_code == 0, result.output
+    with closing(Storage(f"sqlite:///{workplace.folder / 'runs/deadly.db'}")) as storage:
+        trials = open_optuna_study(Store.find_study(storage, "deadly"), create=False).get_trials(deepcopy=False)
+    told = {trial.number: trial.user_attrs[FAILURE] for trial in trials if trial.state == TrialState.FAIL}
+    assert told == dict.fromkeys(failed, "3 processes died while they measured it")
+    assert not {TrialState.RUNNING, TrialState.WAITING} & {trial.state for trial in trials}
+    assert ("Candidate 1 failed: 3 processes died while they measured it" in result.stderr) is bool(failed)
