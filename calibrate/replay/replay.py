@@ -10,8 +10,9 @@ What is accumulated are magnitudes: signed errors cancel on paper and not in a g
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +101,8 @@ class Replay:
     def _replay(self, policy: Policy) -> Replayed:
         # Cases with one plan are replayed at once.
         groups = [self.traces] if _is_shared(policy) else [(trace,) for trace in self.traces]
-        parts = [_replay_together(policy, group, combined=_is_one_for_all_branches(policy)) for group in groups]
+        with _one_thread():
+            parts = [_replay_together(policy, group, combined=_is_one_for_all_branches(policy)) for group in groups]
         return Replayed(
             plans=tuple(plan for part in parts for plan in part.plans),
             besides=parts[0].besides,
@@ -115,6 +117,17 @@ class Replay:
             return None
         plans = tuple(plan_of(policy, window.schedule) for window in self.traces[0].windows)
         return plans, *_besides(policy), policy.stale_tolerance is None
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Has PyTorch compute by itself: on tensors as small as a trace's, threads cost many times what they save."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _is_shared(policy: Policy) -> bool:

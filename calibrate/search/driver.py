@@ -127,7 +127,7 @@ class Driver:
             self._keep_scores()
             # The seed moves on with the trials: none must draw what an earlier process has drawn.
             trials = len(self.optuna_study.get_trials(deepcopy=False))
-            self.optuna_study.sampler = self._sampler(self.study.seed + trials)
+            self.optuna_study.sampler = sampler = self._sampler(self.study.seed + trials)
             enqueue(self.optuna_study, self.space.first_candidates())
             self._queue_unmeasured()
             if self.plans:
@@ -138,6 +138,9 @@ class Driver:
             except KeyboardInterrupt:
                 self._stopped_by_hand()
                 raise
+            finally:
+                if isinstance(sampler, ReplaySampler):
+                    sampler.close()
 
     def _drive(self) -> None:
         left = take_up(self.optuna_study)
@@ -411,6 +414,8 @@ class Driver:
             min_speedup=self.study.export.min_speedup,
             share=self.study.guarantee.share if self.study.guarantee else None,
             seed=seed,
+            # Else nothing is measured while this process screens.
+            ahead=not self.pool.here,
         )
 
     def _plans(self) -> Plans | None:

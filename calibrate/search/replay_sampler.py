@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,7 @@ class ReplaySampler(BaseSampler):
         min_speedup: float | None = None,
         share: float | None = None,
         screened: tuple[int, int] = (_SCREENED_FIRST, _SCREENED_LATER),
+        ahead: bool = False,
     ) -> None:
         """Prepares the sampler.
 
@@ -109,6 +111,8 @@ class ReplaySampler(BaseSampler):
             min_speedup: What slower candidates reach does not count.
             share: Of all prompts, that the floors on each prompt are promised of; None: those of the search hold them.
             screened: Candidates screened for the first proposal and for each later one.
+            ahead: Screen for the next proposal in a thread, by what is known at this one, so that devices that work
+                elsewhere need not wait for it; `close` ends that thread.
         """
         self.space = space
         self.replay = replay
@@ -124,6 +128,20 @@ class ReplaySampler(BaseSampler):
         self._needed_worst = 0.0
         self._proposals: dict[int, dict[str, Any]] = {}
         self._random = RandomSampler(seed=seed)
+        self._thread = ThreadPoolExecutor(max_workers=1) if ahead else None
+        self._screening: Future[dict[object, Screened]] | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Ends what is being screened."""
+        self._closed = True
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Screens ahead of the first proposal while candidates that were planned are measured."""
+        if self._screening is None:
+            self._screen_ahead(study, trial.number)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Nothing: the space is conditional, so parameters are handed out as they are asked for."""
@@ -159,8 +177,15 @@ class ReplaySampler(BaseSampler):
             # Proposals for several devices are made together: what was screened for the first serves the others, which
             # keep away from it by its estimate.
             self._fit(measured)
-            self._screen(self._seed + number, _best_parameters(study))
+            if self._screening is None:
+                with quiet_optuna():
+                    found = self._screen(self._seed + number, _best_parameters(study), self.sensitivity)
+            else:
+                found = self._screening.result()
+            for key, screened in found.items():
+                self._pool.setdefault(key, screened)
             self._screened_at = len(measured)
+            self._screen_ahead(study, number + 1)
         tried = self._tried(study, number)
         too_large = self._too_large(measured)
         fitting = {key: s for key, s in self._pool.items() if _context(s.policy) not in too_large} or self._pool
@@ -195,7 +220,7 @@ class ReplaySampler(BaseSampler):
 
     def estimate(self, replayed: Replayed) -> NDArray[np.float64]:
         """Estimated PSNR per case, in dB."""
-        return self.sensitivity.psnr_db(replayed.errors, range(len(replayed.errors)))
+        return _estimate(self.sensitivity, replayed)
 
     def _fit(self, measured: Sequence[Measured]) -> None:
         self.sensitivity = Sensitivity.fit([self._observed(m) for m in measured])
@@ -218,24 +243,34 @@ class ReplaySampler(BaseSampler):
                 tried.add(self.replay.run(self.space.suggest(FixedTrial(parameters))).key)
         return tried
 
-    def _screen(self, seed: int, start: Sequence[Mapping[str, Any]]) -> None:
-        """Adds candidates to the pool, starting from the parameters of good ones."""
-        count = self._screened[1] if self._pool else self._screened[0]
-        with quiet_optuna():
-            inner = optuna.create_study(
-                directions=["maximize", "maximize"], sampler=NSGAIISampler(population_size=_POPULATION, seed=seed)
-            )
-            for parameters in start[: _POPULATION // 2]:
-                inner.enqueue_trial(dict(parameters))
-            inner.optimize(self._look, n_trials=count)
+    def _screen_ahead(self, study: optuna.Study, number: int) -> None:
+        if self._thread is not None:
+            known = _best_parameters(study), self.sensitivity
+            self._screening = self._thread.submit(self._screen, self._seed + number, *known)
 
-    def _look(self, trial: optuna.Trial) -> tuple[float, float]:
-        """One candidate of the inner study: speed-up, and estimated PSNR between the mean and the worst prompt's."""
-        policy = self.space.suggest(trial)
-        replayed = self.replay.run(policy)
-        self._pool.setdefault(replayed.key, Screened(dict(trial.params), policy, replayed))
-        estimated = self.estimate(replayed)
-        return replayed.speedup_evaluations, float(estimated.mean() + estimated.min()) / 2
+    def _screen(
+        self, seed: int, start: Sequence[Mapping[str, Any]], sensitivity: Sensitivity
+    ) -> dict[object, Screened]:
+        """Candidates for the pool, starting from the parameters of good ones."""
+        found: dict[object, Screened] = {}
+
+        def look(trial: optuna.Trial) -> tuple[float, float]:
+            """Speed-up, and estimated PSNR between the mean and the worst prompt's."""
+            if self._closed:
+                trial.study.stop()
+            policy = self.space.suggest(trial)
+            replayed = self.replay.run(policy)
+            found.setdefault(replayed.key, Screened(dict(trial.params), policy, replayed))
+            estimated = _estimate(sensitivity, replayed)
+            return replayed.speedup_evaluations, float(estimated.mean() + estimated.min()) / 2
+
+        inner = optuna.create_study(
+            directions=["maximize", "maximize"], sampler=NSGAIISampler(population_size=_POPULATION, seed=seed)
+        )
+        for parameters in start[: _POPULATION // 2]:
+            inner.enqueue_trial(dict(parameters))
+        inner.optimize(look, n_trials=self._screened[1] if self._pool else self._screened[0])
+        return found
 
     def _front(self, study: optuna.Study, number: int) -> list[Point]:
         """Measured points, and the estimates of what is running in their place."""
@@ -304,6 +339,10 @@ class ReplaySampler(BaseSampler):
         spread = self.sensitivity.spread_db / math.sqrt(len(estimated))
         candidate = replayed.speedup_evaluations, float(estimated.mean())
         return holds * expected_improvement(points, candidate, spread, reference)
+
+
+def _estimate(sensitivity: Sensitivity, replayed: Replayed) -> NDArray[np.float64]:
+    return sensitivity.psnr_db(replayed.errors, range(len(replayed.errors)))
 
 
 def _context(policy: Policy) -> object:

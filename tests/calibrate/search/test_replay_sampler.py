@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import optuna
@@ -73,6 +74,41 @@ def test_no_candidate_is_tried_twice_and_the_same_seed_gives_the_same_search(set
     parameters = first.run(8)
     assert len(set(first.keys)) == len(first.keys) == 8
     assert again.run(8) == parameters
+
+
+def test_screening_ahead_gives_the_same_search_again_and_keeps_nobody_waiting(setting: tuple[Space, Replay]) -> None:
+    space, replay = setting
+    runs = []
+    for _ in range(2):
+        ahead = Trials(space, replay, ahead=True)
+        runs.append(ahead.run(8))
+        assert len(set(ahead.keys)) == 8
+        ahead.sampler.close()
+    assert runs[0] == runs[1]
+
+    slow = Gated(replay.traces)
+    trials = Trials(space, slow, ahead=True)
+    trials.study.enqueue_trial(space.first_candidates()[0])
+    trials.space.suggest(trials.study.ask())  # planned: there while the first screening has not come far
+    assert slow.looked.wait(30)
+    trials.sampler._closed = True
+    slow.gate.set()
+    trials.sampler.close()
+    assert slow.count < 60, "what nobody waits for is not screened to its end"
+
+
+class Gated(Replay):
+    """Replays that wait to be let through."""
+
+    def __init__(self, traces: Any) -> None:
+        super().__init__(traces)
+        self.gate, self.looked, self.count = threading.Event(), threading.Event(), 0
+
+    def run(self, policy: Policy) -> Any:
+        self.count += 1
+        self.looked.set()
+        assert self.gate.wait(30)
+        return super().run(policy)
 
 
 def test_a_clip_that_was_not_finished_tells_of_the_blocks_that_were(setting: tuple[Space, Replay]) -> None:
