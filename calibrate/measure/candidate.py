@@ -145,10 +145,11 @@ class Measure:
             "seconds_decode": seconds_decode,
             "seconds_end_to_end": target.encode_seconds(self.case.prompt) + seconds_denoise + seconds_decode,
             "state": "complete",
-            "finished": datetime.now(UTC),
         }
         clip = comparison_clip(reference, frames, self.fps, preset="veryfast") if self.fps and whole else None
         detail = describe(report, frame_errors(reference, frames), blocks)
+        # Budgets count how long the device was taken.
+        fields["finished"] = datetime.now(UTC)
         return Measurement(fields, hardware, versions, detail, clip)
 
     def _scored(self, reference: Frames, frames: Frames, quality: Quality, memory_bytes: float) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from calibrate.replay.sensitivity import Sensitivity
 
@@ -40,16 +40,16 @@ class Population:
 
     def share_holds(self, floor: float, share: float) -> float:
         """The probability that at least a share of all prompts reach a floor on each prompt's PSNR."""
-        quantile = float(norm.ppf(share))
+        quantile = float(ndtri(share))
         reached = self.mean - self.needed_mean(0.0, share)
         # The mean is that of a sample, and the spread hardly better known.
         error = self.spread * math.sqrt((1 + quantile**2 / 2) / self.cases)
-        return float(norm.cdf((reached - floor) / error))
+        return float(ndtr((reached - floor) / error))
 
     def needed_mean(self, floor: float, share: float) -> float:
         """The mean at which just that share of all prompts reaches a floor on each prompt's PSNR."""
-        return floor + float(norm.ppf(share)) * self.spread
+        return floor + float(ndtri(share)) * self.spread
 
     def mean_holds(self, floor: float) -> float:
         """The probability that the mean over all prompts reaches a floor."""
-        return float(norm.cdf((self.mean - floor) / (self.spread / math.sqrt(self.cases))))
+        return float(ndtr((self.mean - floor) / (self.spread / math.sqrt(self.cases))))

@@ -30,7 +30,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from scipy.optimize import isotonic_regression
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from calibrate.replay.replay import Replay, Replayed
 from calibrate.replay.sensitivity import Observed, Sensitivity
@@ -325,8 +325,8 @@ class ReplaySampler(BaseSampler):
         if self._share is not None:
             everyone = Population.of(estimated, self.sensitivity)
             return everyone.mean_holds(needed) * (everyone.share_holds(worst, self._share) if worst else 1.0)
-        of_mean = norm.cdf((estimated.mean() - needed) / (spread / math.sqrt(len(estimated))))
-        of_worst = norm.cdf((estimated.min() - worst) / spread) if worst else 1.0
+        of_mean = ndtr((estimated.mean() - needed) / (spread / math.sqrt(len(estimated))))
+        of_worst = ndtr((estimated.min() - worst) / spread) if worst else 1.0
         return float(of_mean * of_worst)
 
     def _score(self, replayed: Replayed, points: Sequence[Point], needed: float) -> float:
