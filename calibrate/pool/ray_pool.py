@@ -45,6 +45,8 @@ STORE_BYTES = 256 * 2**20
 # How often devices are asked whether they live, and after how much silence they are killed.
 _ASK_SECONDS, _SILENCE_SECONDS = 15.0, 180.0
 _POLL_SECONDS = 0.5
+# An idle device takes milliseconds to say that it is there, and Ray a second or two to say that it is not.
+_ANSWER_SECONDS = 5.0
 # Ray itself takes three minutes to find out that nobody listens.
 _CONNECT_SECONDS = 5.0
 # A device that cannot even be started so many times in a row ends the run.
@@ -343,7 +345,7 @@ class RayPool:
         for slot in self._slots:
             if not self._waiting:
                 return
-            if slot.greeting is None and slot.running is None:
+            if slot.greeting is None and slot.running is None and self._is_there(slot):
                 slot.number = self._waiting.popleft()
                 slot.heard, slot.since, self._news = time.monotonic(), time.time(), True
                 job = self._jobs[slot.number]
@@ -351,6 +353,20 @@ class RayPool:
                 if reference is not None:
                     job = dataclasses.replace(job, reference=None)  # type: ignore[type-var]
                 slot.running = slot.actor.run.remote(slot.number, job, self._to_send(reference))
+
+    def _is_there(self, slot: _Slot) -> bool:
+        """Whether a device that had nothing to do still lives: a job must not answer for a death before it."""
+        try:
+            # Ray may have started it again meanwhile.
+            slot.where = ray.get(slot.actor.alive.remote(), timeout=_ANSWER_SECONDS)
+            slot.name = slot.where["name"]
+        except GetTimeoutError:
+            return True  # slow, or stopped: that is what its silence will tell
+        except RayError:
+            self._told(f"The process of {slot.name} died; it is started again.")
+            self._greet(slot)
+            return False
+        return True
 
     def _to_send(self, reference: Any) -> Any:
         """What an actor is given for what jobs share: the thing itself, sent ahead once, or where it lies."""

@@ -150,6 +150,15 @@ class TestRay:
             assert call(pool, Echo(2))[2] != process
         assert "silent for 2 seconds" in told[0]
 
+    def test_a_job_is_not_blamed_for_a_device_that_was_dead_before_it(self, nodes: Nodes) -> None:
+        told: list[str] = []
+        with on_ray(nodes, devices=1, told=told.append) as pool:
+            for number in range(3):
+                process = call(pool, Echo(number))[2]
+                os.kill(process, signal.SIGKILL)
+                assert call(pool, Echo(number), most_deaths=1)[2] != process
+        assert not [line for line in told if "died over" in line]
+
     def test_large_stock_clips_are_read_from_the_folder(
         self, nodes: Nodes, tiny_folder: Path, tiny_study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
