@@ -67,7 +67,10 @@ class Replayed:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for candidates that are the same in effect, whatever their parameters."""
-        return self.plans, self.besides
+        order = self.besides[0]
+        # Without an order to extrapolate with, predicting is caching.
+        plans = self.plans if order else tuple(tuple(row.replace("C", "P") for row in plan) for plan in self.plans)
+        return plans, self.besides
 
     @property
     def speedup_evaluations(self) -> float:

@@ -93,6 +93,23 @@ def test_what_is_learned_tells_policies_of_one_plan_apart(recorded: tuple[Any, l
     assert (weighted.errors != other.errors).any()
 
 
+def test_predicting_without_an_order_is_caching_and_no_other_candidate(recorded: tuple[Any, list[Trace]]) -> None:
+    pipe, traces = recorded
+    cached = tuple(row.replace("P", "C") for row in LEARNED)
+    replay = Replay(traces)
+    clips = []
+    for order, candidates in ((0, 1), (1, 2)):
+        policies = [Policy(plan=plan, order=order) for plan in (LEARNED, cached)]
+        played = [replay.run(policy) for policy in policies]
+        assert played[0].plans != played[1].plans
+        assert len({run.key for run in played}) == candidates
+        for policy in policies:
+            with run_policy(pipe, policy):
+                clips.append(latents(pipe))
+    assert torch.equal(clips[0], clips[1])
+    assert not torch.equal(clips[2], clips[3])
+
+
 def test_recomputing_everything_has_no_error(recorded: tuple[Any, list[Trace]]) -> None:
     for indicator in ("noise-level", "modulated-input"):
         replayed = Replay(recorded[1]).run(Policy(warmup=1000, indicator=indicator))
