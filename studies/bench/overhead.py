@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
 
-from scope_runtime import Policy, run_policy
+from scope_runtime import GapWeights, Policy, Settings, run_policy
 from scope_runtime.adapters.skyreels_v2 import SkyReelsV2Attachment
 from studies.bench.timing import interleaved
 from studies.reference import models
@@ -31,33 +31,56 @@ def measure(repeats: int) -> dict[str, float]:
     """The figures of ``python -m studies.bench overhead``.
 
     Returns:
-        Ratios to the ideal speed-up, what a skipped row costs, and the CPU time of the look before a generation.
+        Ratios to the ideal speed-up (``_learned``: of the same rows as a plan with weights per gap), what a skipped row
+        costs, and the CPU time of the look before a generation.
     """
     pipe = models.load_pipeline()
-    reference = _compare(pipe, models.CALL, repeats)
+    reference = _compare(pipe, models.CALL, POLICY, repeats)
+    reference_learned = _compare(pipe, models.CALL, _learned(pipe, models.CALL), repeats)
     config = {**pipe.transformer.config, "num_layers": DEEP_LAYERS}
     torch.manual_seed(0)
     pipe.transformer = SkyReelsV2Transformer3DModel.from_config(config).eval()
-    deep = _compare(pipe, models.CALL | {"num_inference_steps": DEEP_STEPS, "ar_step": 2}, repeats)
+    call = models.CALL | {"num_inference_steps": DEEP_STEPS, "ar_step": 2}
+    deep = _compare(pipe, call, POLICY, repeats)
+    deep_learned = _compare(pipe, call, _learned(pipe, call), repeats)
     return {
         "reference_ratio": reference["ratio"],
+        "reference_ratio_learned": reference_learned["ratio"],
         "deep_ratio": deep["ratio"],
+        "deep_ratio_learned": deep_learned["ratio"],
         "skipped_row_ms": reference["skipped_row_ms"],
+        "skipped_row_ms_learned": reference_learned["skipped_row_ms"],
         "reference_look_cpu_ms": reference["look_cpu_ms"],
         "deep_look_cpu_ms": deep["look_cpu_ms"],
     }
 
 
 @torch.no_grad()
-def _compare(pipe: Any, call: dict[str, Any], repeats: int) -> dict[str, float]:
+def _generate(pipe: Any, call: dict[str, Any]) -> None:
+    pipe(PROMPT, output_type="latent", generator=torch.Generator().manual_seed(0), **call)
+
+
+def _learned(pipe: Any, call: dict[str, Any]) -> Policy:
+    """The rows of `POLICY` with weights of some value for every gap: what they cost does not depend on it."""
+    with run_policy(pipe, POLICY) as scope:
+        _generate(pipe, call)
+    plan = tuple(row.replace("K", ".") for row in scope.report.modes)
+    table = {
+        (0, step, branch): (1.5, -0.75, 0.25)
+        for step in range(call["num_inference_steps"])
+        for branch in ("cond", "uncond")
+    }
+    weights = GapWeights.fitted(plan, Settings.of(pipe, **call), depth=3, classes=(0,), weights=table)
+    return Policy(plan=plan, gap_weights=weights)
+
+
+@torch.no_grad()
+def _compare(pipe: Any, call: dict[str, Any], policy: Policy, repeats: int) -> dict[str, float]:
     rows: list[float] = []
 
-    def generate() -> None:
-        pipe(PROMPT, output_type="latent", generator=torch.Generator().manual_seed(0), **call)
-
     def skip() -> list[str]:
-        with run_policy(pipe, POLICY) as scope, _timed_rows(scope._attachment, rows):
-            generate()
+        with run_policy(pipe, policy) as scope, _timed_rows(scope._attachment, rows):
+            _generate(pipe, call)
         return scope.report.modes
 
     modes = skip()
