@@ -10,7 +10,7 @@ from calibrate.errors import CalibrateError
 from calibrate.measure.baseline import Reference, Timings, read_baseline
 from calibrate.measure.candidate import Measure, Measurement
 from calibrate.measure.describe import Description
-from calibrate.pool.pool import Pool
+from calibrate.pool.pool import MOST_DEATHS, Pool
 from calibrate.progress import Narrator
 from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.results.guarantee import Promise, Tried, worth_measuring
@@ -32,8 +32,6 @@ from calibrate.study.promised import recorded_promises
 from calibrate.study.study_file import Study
 from scope_runtime import Policy
 
-# A policy over which so many processes died (out of host memory, say) is given up.
-_MOST_DEATHS = 3
 # Tested policies take a part of what stock does, and bold ones are given up before all cases are measured.
 _SHARE_OF_STOCK = 0.3
 # Every case is measured to its end, so that it counts for all floors of the table.
@@ -171,8 +169,8 @@ class GuaranteeTests:
             if done.died:
                 deaths += 1
                 waiting.appendleft(case)
-                if deaths >= _MOST_DEATHS:
-                    failed = f"{_MOST_DEATHS} processes died while they measured it"
+                if deaths >= MOST_DEATHS:
+                    failed = f"{MOST_DEATHS} processes died while they measured it"
                 continue
             measurement: Measurement = done.result()
             row = self._record(result, case, measurement)

@@ -10,6 +10,9 @@ from typing import Any, Protocol, Self
 from calibrate.errors import CalibrateError
 from calibrate.families.target import Target
 
+MOST_DEATHS = 3
+"""Work over which so many processes died (out of host memory, say) is given up."""
+
 DEATH_HINT = "out of host memory, perhaps: take fewer devices, or look into Ray's logs"
 
 
@@ -115,7 +118,7 @@ class Pool(Protocol):
     def __exit__(self, *_error: object) -> None: ...
 
 
-def call(pool: Pool, job: Job, most_deaths: int = 3) -> Any:
+def call(pool: Pool, job: Job, most_deaths: int = MOST_DEATHS) -> Any:
     """Runs one job while nothing else runs; again, if the process that ran it has died.
 
     Raises:

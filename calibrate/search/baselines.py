@@ -14,15 +14,13 @@ from calibrate.files import digest, remove_leftovers, write_atomically
 from calibrate.measure.baseline import Baseline, MakeBaseline, Reference, read_baseline, write_baseline
 from calibrate.measure.describe import Description
 from calibrate.measure.stock_scores import ScoreStock
-from calibrate.pool.pool import DEATH_HINT, Pool, call
+from calibrate.pool.pool import DEATH_HINT, MOST_DEATHS, Pool, call
 from calibrate.replay.trace import TRACE_FORMAT
 from calibrate.search.presence import keep_presence
 from calibrate.spec.generation import Case
 from calibrate.spec.generation import Generation as Settings
 from calibrate.spec.running import Score
 from calibrate.store import Generation, Store
-
-_MOST_DEATHS = 3
 
 
 class Baselines:
@@ -93,8 +91,8 @@ class Baselines:
             case = done.job.case
             if done.died:
                 deaths[case] += 1
-                if deaths[case] >= _MOST_DEATHS:
-                    raise CalibrateError(f"search_cases: {_MOST_DEATHS} processes died over {done.job}; {DEATH_HINT}")
+                if deaths[case] >= MOST_DEATHS:
+                    raise CalibrateError(f"search_cases: {MOST_DEATHS} processes died over {done.job}; {DEATH_HINT}")
                 self._pool.submit(done.job)
                 continue
             baseline = done.result()

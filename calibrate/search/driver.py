@@ -21,7 +21,7 @@ from calibrate.measure.baseline import Baseline, Reference
 from calibrate.measure.candidate import Measure, Measurement
 from calibrate.measure.clips import ClipShelf
 from calibrate.measure.gap_fit import Fitted, FitWeights, Truth
-from calibrate.pool.pool import Done, Pool
+from calibrate.pool.pool import MOST_DEATHS, Done, Pool
 from calibrate.progress import Narrator
 from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.quality.score_figures import ClipScores, score_figures
@@ -60,9 +60,6 @@ from calibrate.store import CANDIDATE, DatabaseFailed, Generation, Store
 from calibrate.store.lock import StudyLock
 from calibrate.study.study_file import Study
 from scope_runtime import Policy
-
-# A candidate over which so many processes died (out of host memory, say) is given up.
-_MOST_DEATHS = 3
 
 
 class Driver:
@@ -233,7 +230,7 @@ class Driver:
         self.candidates.append(candidate)
         if candidate.finished:
             self._finish(candidate)
-        elif candidate.deaths >= _MOST_DEATHS:
+        elif candidate.deaths >= MOST_DEATHS:
             self._give_up(candidate)
         else:
             self._write_ahead(candidate)
@@ -251,7 +248,7 @@ class Driver:
         if done.died:
             # Several at once, with the machine that they ran on perhaps, are one.
             candidate.deaths += candidate.deaths == deaths
-            if candidate.deaths >= _MOST_DEATHS and candidate in self.candidates:
+            if candidate.deaths >= MOST_DEATHS and candidate in self.candidates:
                 self._give_up(candidate)
             return
         if isinstance(job, FitWeights):
@@ -336,7 +333,7 @@ class Driver:
         self.optuna_study.tell(trial, (result.speedup_evaluations, result.figures["psnr_db"]))
 
     def _give_up(self, candidate: Candidate) -> None:
-        self._fail(candidate, f"{_MOST_DEATHS} processes died while they measured it")
+        self._fail(candidate, f"{MOST_DEATHS} processes died while they measured it")
 
     def _fail(self, candidate: Candidate, reason: str) -> None:
         self._end(candidate)
