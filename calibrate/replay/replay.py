@@ -14,6 +14,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ class Replayed:
     stock_evaluations: tuple[int, ...]
     errors: NDArray[np.float64]
 
-    @property
+    @cached_property
     def key(self) -> tuple[object, ...]:
         """Equal for candidates that are the same in effect, whatever their parameters."""
         order = self.besides[0]
