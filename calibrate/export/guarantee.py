@@ -10,7 +10,7 @@ from calibrate.errors import CalibrateError
 from calibrate.measure.baseline import Reference, Timings, read_baseline
 from calibrate.measure.candidate import Measure, Measurement
 from calibrate.measure.describe import Description
-from calibrate.pool.pool import MOST_DEATHS, Pool
+from calibrate.pool.pool import MOST_DEATHS, Deaths, Pool
 from calibrate.progress import Narrator
 from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.results.guarantee import Promise, Tried, worth_measuring
@@ -153,23 +153,25 @@ class GuaranteeTests:
         """Measures a policy on the cases, as many at once as there are devices, while any promise can be passed."""
         rows = {case: row for case in self.cases if (row := self._measured(result, case)) is not None}
         waiting = deque(case for case in self.cases if case not in rows)
-        running, deaths, failed = 0, 0, None
+        running, deaths, failed = 0, Deaths(), None
         while True:
             found = tried(result.trial, self.cases, rows, failed)
             self.narrator.reached(len(before) * len(self.cases) + len(rows), self._most)
             while waiting and running < self.pool.size and worth_measuring(promises, [*before, found]):
-                self.pool.submit(self._job(result, waiting.popleft()))
+                job = self._job(result, waiting.popleft())
+                deaths.submitted(job)
+                self.pool.submit(job)
                 running += 1
             if not running:
                 return found
             self.pool.changed = partial(keep_presence, self.store, self.pool, "guarantee")
             done = self.pool.next()
             running -= 1
+            deaths.ended(done)
             case = done.job.case
             if done.died:
-                deaths += 1
                 waiting.appendleft(case)
-                if deaths >= MOST_DEATHS:
+                if deaths.too_many:
                     failed = f"{MOST_DEATHS} processes died while they measured it"
                 continue
             measurement: Measurement = done.result()

@@ -58,6 +58,38 @@ class Done:
         return self.value
 
 
+@dataclass
+class Deaths:
+    """The processes that died over a piece of work, which takes several jobs, since one of these last came to an end.
+
+    Processes that worked at it at the same time and died, with their machine perhaps, count as one.
+
+    Attributes:
+        count: How many.
+    """
+
+    count: int = 0
+    # Jobs that are being run, with the count when each was submitted.
+    _running: dict[Job, int] = field(default_factory=dict)
+
+    @property
+    def too_many(self) -> bool:
+        """Whether the work is to be given up."""
+        return self.count >= MOST_DEATHS
+
+    def submitted(self, job: Job) -> None:
+        """One of its jobs is given to a pool."""
+        self._running[job] = self.count
+
+    def ended(self, done: Done) -> None:
+        """That job came back."""
+        before = self._running.pop(done.job)
+        if done.died:
+            self.count += self.count == before
+        else:
+            self.count = 0
+
+
 @dataclass(frozen=True)
 class Activity:
     """What a device does.

@@ -11,6 +11,7 @@ from calibrate.measure.baseline import Reference
 from calibrate.measure.candidate import Measure
 from calibrate.measure.early_stop import out_of_reach
 from calibrate.measure.gap_fit import FitWeights, Truth
+from calibrate.pool.pool import Deaths
 from calibrate.quality.metrics import Quality
 from calibrate.quality.score_figures import ClipScores, at_best
 from calibrate.results.result import MEMORY, Result
@@ -32,7 +33,7 @@ class Candidate:
         policy: What its parameters stand for; of a plan, without weights until they have been fitted.
         cases: The search cases.
         floors: What ends it early.
-        deaths: Processes that died over it since it last finished a generation.
+        deaths: Processes that died over it.
         rows: What was measured, by case.
         running: Jobs that are being run.
         stopped: Why it need not be measured to the end, or None.
@@ -47,7 +48,7 @@ class Candidate:
     policy: Policy
     cases: Sequence[Case]
     floors: Floors
-    deaths: int = 0
+    deaths: Deaths = field(default_factory=Deaths)
     rows: dict[Case, Generation] = field(default_factory=dict)
     running: list[Measure | FitWeights] = field(default_factory=list)
     stopped: str | None = None

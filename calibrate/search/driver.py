@@ -21,7 +21,7 @@ from calibrate.measure.baseline import Baseline, Reference
 from calibrate.measure.candidate import Measure, Measurement
 from calibrate.measure.clips import ClipShelf
 from calibrate.measure.gap_fit import Fitted, FitWeights, Truth
-from calibrate.pool.pool import MOST_DEATHS, Done, Pool
+from calibrate.pool.pool import MOST_DEATHS, Deaths, Done, Pool
 from calibrate.progress import Narrator
 from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.quality.score_figures import ClipScores, score_figures
@@ -106,8 +106,7 @@ class Driver:
         self.plans = self._plans()
         self.clips = ClipShelf(study.clip_folder, study.clip_megabytes)
         self.candidates: list[Candidate] = []
-        # With the deaths that their candidate had when they were submitted.
-        self._jobs: dict[Measure | FitWeights, tuple[Candidate, int]] = {}
+        self._jobs: dict[Measure | FitWeights, Candidate] = {}
 
     def run(self, deadline: float) -> None:
         """Searches until the budget is spent.
@@ -217,8 +216,8 @@ class Driver:
             leader.followers.append(trial)
             return
         candidate = Candidate(
-            trial, policy, self.study.search_cases, self.study.floors, trial.user_attrs.get(DEATHS, 0), plan=plan,
-            scores=self.study.floor_scores, stock_scores=self.stock_scores,
+            trial, policy, self.study.search_cases, self.study.floors,
+            deaths=Deaths(trial.user_attrs.get(DEATHS, 0)), plan=plan, scores=self.study.floor_scores, stock_scores=self.stock_scores,
         )  # fmt: skip
         if ESTIMATE not in trial.user_attrs and EXTRAS not in trial.user_attrs:
             self._keep_estimate(trial, policy)
@@ -230,25 +229,25 @@ class Driver:
         self.candidates.append(candidate)
         if candidate.finished:
             self._finish(candidate)
-        elif candidate.deaths >= MOST_DEATHS:
+        elif candidate.deaths.too_many:
             self._give_up(candidate)
         else:
             self._write_ahead(candidate)
 
     def _submit(self, candidate: Candidate, job: Measure | FitWeights) -> None:
         candidate.running.append(job)
-        self._jobs[job] = candidate, candidate.deaths
+        candidate.deaths.submitted(job)
+        self._jobs[job] = candidate
         self.pool.submit(job)
 
     def _take(self, done: Done) -> None:
         """Records what came of a job, and ends its candidate if that decides it."""
         job: Measure | FitWeights = done.job
-        candidate, deaths = self._jobs.pop(job)
+        candidate = self._jobs.pop(job)
         candidate.running.remove(job)
+        candidate.deaths.ended(done)
         if done.died:
-            # Several at once, with the machine that they ran on perhaps, are one.
-            candidate.deaths += candidate.deaths == deaths
-            if candidate.deaths >= MOST_DEATHS and candidate in self.candidates:
+            if candidate.deaths.too_many and candidate in self.candidates:
                 self._give_up(candidate)
             return
         if isinstance(job, FitWeights):
@@ -261,7 +260,6 @@ class Driver:
         if measurement.failure is not None:
             self._fail(candidate, measurement.failure)
             return
-        candidate.deaths = 0
         candidate.seconds += (row.finished - row.started).total_seconds()
         candidate.take(job.case, row, self.references[job.case].stock_evaluations)
         if candidate.finished:
@@ -292,7 +290,6 @@ class Driver:
                 )
             )
         candidate.plan, candidate.policy = None, fitted.policy
-        candidate.deaths = 0
         candidate.seconds += fitted.seconds
         candidate.trial.set_user_attr(FITTED, fitted.policy.to_dict())
 
@@ -350,15 +347,15 @@ class Driver:
 
     def _write_ahead(self, candidate: Candidate) -> None:
         """Notes a death before it happens, where this process is the one that would die."""
-        if self.pool.here and candidate.trial.user_attrs.get(DEATHS) != candidate.deaths + 1:
-            candidate.trial.set_user_attr(DEATHS, candidate.deaths + 1)
+        if self.pool.here and candidate.trial.user_attrs.get(DEATHS) != candidate.deaths.count + 1:
+            candidate.trial.set_user_attr(DEATHS, candidate.deaths.count + 1)
 
     def _stopped_by_hand(self) -> None:
         """Takes those notes back."""
         for candidate in self.candidates:
             if self.pool.here:
                 with suppress(DatabaseFailed):
-                    candidate.trial.set_user_attr(DEATHS, candidate.deaths)
+                    candidate.trial.set_user_attr(DEATHS, candidate.deaths.count)
 
     def _measured_before(self, policy: Policy, case: Case) -> Generation | None:
         return self.store.measured(CANDIDATE, policy.to_dict(), case.prompt, case.seed, metric_version=METRIC_VERSION)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -237,6 +238,17 @@ class Deadly(Here):
         return super().next()
 
 
+@pytest.fixture
+def with_deaths(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, dict[tuple[int, int], int]], None]:
+    """Has runs use so many devices, which die as planned."""
+    opening = workflow.open_pool
+
+    def plan(size: int, deaths: dict[tuple[int, int], int]) -> None:
+        monkeypatch.setattr(workflow, "open_pool", lambda *args: Deadly(opening(*args)._load, size, dict(deaths)))
+
+    return plan
+
+
 @pytest.mark.parametrize(
     ("size", "deaths", "failed"),
     [
@@ -249,17 +261,12 @@ class Deadly(Here):
 )
 def test_a_candidate_that_kills_three_processes_one_after_the_other_is_given_up(
     make_workplace: Callable[..., Workplace],
-    monkeypatch: pytest.MonkeyPatch,
+    with_deaths: Callable[..., None],
     size: int,
     deaths: dict[tuple[int, int], int],
     failed: list[int],
 ) -> None:
-    opening = workflow.open_pool
-
-    def deadly(*args: Any) -> Any:
-        return Deadly(opening(*args)._load, size, dict(deaths))
-
-    monkeypatch.setattr(workflow, "open_pool", deadly)
+    with_deaths(size, deaths)
     search = FIXED_STUDY["search"] | {"candidates": PLANNED[:3]}
     workplace = make_workplace(**FIXED_STUDY | {"search": search, "budget": {"trials": 3}}, name="deadly")
     result = workplace.scope("run", "study.yaml")
@@ -270,3 +277,36 @@ def test_a_candidate_that_kills_three_processes_one_after_the_other_is_given_up(
     assert told == dict.fromkeys(failed, "3 processes died while they measured it")
     assert not {TrialState.RUNNING, TrialState.WAITING} & {trial.state for trial in trials}
     assert ("Candidate 1 failed: 3 processes died while they measured it" in result.stderr) is bool(failed)
+
+
+@pytest.mark.parametrize(
+    ("size", "deaths", "given_up"),
+    [
+        pytest.param(1, {11: 3}, True, id="three in a row"),
+        pytest.param(1, dict.fromkeys(range(11, 16), 2), False, id="two before each generation"),
+        pytest.param(3, {11: 2, 12: 2, 13: 2}, False, id="twice three at once, with their machine"),
+        pytest.param(3, {11: 3, 12: 3, 13: 3}, True, id="three times three at once"),
+    ],
+)
+def test_a_policy_is_tested_on_guarantee_cases_until_three_processes_died_one_after_the_other(
+    make_workplace: Callable[..., Workplace],
+    with_deaths: Callable[..., None],
+    size: int,
+    deaths: dict[int, int],
+    given_up: bool,
+) -> None:
+    with_deaths(size, {(0, seed): count for seed, count in deaths.items()})
+    workplace = make_workplace(
+        search=FIXED_STUDY["search"] | {"candidates": PLANNED[:1]},
+        budget={"trials": 1},
+        floors={"psnr_db": None, "psnr_worst_prompt_db": 15.0},
+        guarantee={"share": 0.5, "confidence": 0.75, "most_policies": 1},
+        guarantee_cases=[{"prompt": f"a red circle moving up {seed}", "seed": seed} for seed in range(11, 16)],
+        name="deadly-tests",
+    )
+    result = workplace.scope("run", "study.yaml")
+    assert result.exit_code == (2 if given_up else 0), result.output
+    assert ("failed (3 processes died while they measured it)" in " ".join(result.output.split())) is given_up
+    with closing(sqlite3.connect(workplace.folder / "runs/deadly-tests.db")) as database:
+        (rows,) = database.execute("SELECT count(*) FROM scope_generation WHERE kind = 'guarantee'").fetchone()
+    assert rows == (0 if given_up else 5)
