@@ -41,6 +41,9 @@ _REMEMBERED = 20_000
 Modes = tuple[str, ...]
 """One string per row of a window, one letter per block."""
 
+Extrapolation = tuple[object, object]
+"""Order and axis of a prediction."""
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -72,6 +75,12 @@ class Replayed:
         # Without an order to extrapolate with, predicting is caching.
         plans = self.plans if order else tuple(tuple(row.replace("C", "P") for row in plan) for plan in self.plans)
         return plans, self.besides
+
+    @property
+    def extrapolation(self) -> Extrapolation:
+        """How skipped outputs are predicted: the order, and the axis where there is an order."""
+        order, axis = self.besides[:2]
+        return (order, axis if order else None)
 
     @property
     def speedup_evaluations(self) -> float:

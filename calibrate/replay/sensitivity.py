@@ -9,17 +9,18 @@ with non-negative weights that do not fall with the noise level (staleness has a
 least squares problem in the weights' increments. Relative errors are minimised (what counts is dB), and a weak prior,
 rising with sigma, stands in for levels that no run has tried: what is not known must not look cheap.
 
-Large errors grow faster than small ones, and prompts differ. So the model's dB are then fitted to the measured ones by
-a line with a positive slope, and each prompt gets an offset, drawn towards none while it has few runs. How far prompts
-lie apart is estimated from these, as if some more prompts had been seen before: a few that are alike do not show that
-all are.
+Large errors grow faster than small ones, and prompts differ; and what an error costs depends on how it was made: errors
+of outputs that are repeated point the same way in every skipped row, those of extrapolated ones less so. So the model's
+dB are then fitted to the measured ones by a line with a positive slope, and each prompt and each way to extrapolate
+gets an offset, drawn towards none while it has few runs. How far prompts lie apart is estimated from theirs, as if some
+more prompts had been seen before: a few that are alike do not show that all are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +28,18 @@ from scipy.optimize import nnls
 from scipy.stats import linregress, spearmanr
 
 from calibrate.quality.metrics import PSNR_CEILING_DB, psnr
-from calibrate.replay.replay import CHANNELS, LEVELS
+from calibrate.replay.replay import CHANNELS, LEVELS, Extrapolation, Replayed
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 # Strength of the prior, in observations.
 _PRIOR_WEIGHT = 0.3
-# Reweighting rounds that turn relative errors into errors of the logarithm, nearly.
+# Reweighting rounds that turn relative errors into errors of the logarithm, nearly; and rounds of fitting offsets.
 _ROUNDS = 8
 # The scatter assumed before there are enough runs to measure it.
 _DEFAULT_SPREAD_DB = 3.0
 _FEW_RUNS = 6
-# Runs after which a prompt's offset is believed by half.
+# Runs after which an offset is believed by half.
 _HALF_BELIEVED = 3
 # The standard deviation between prompts that is assumed beforehand, and in how many prompts it counts as seen: on the
 # reference pipeline fresh prompts lie 5.5 dB apart under one policy.
@@ -52,11 +55,18 @@ class Observed:
         errors: Replayed magnitudes [blocks, `CHANNELS`] of the blocks that were measured; see
             `calibrate.replay.replay.Replayed`.
         psnr_db: What the real run measured against the stock run: the PSNR of their mean squared error.
+        extrapolation: How its skipped outputs were predicted.
     """
 
     case: int
     errors: NDArray[np.float64]
     psnr_db: float
+    extrapolation: Extrapolation
+
+    @classmethod
+    def of(cls, replayed: Replayed, case: int, psnr_db: float, blocks: int | None = None) -> Self:
+        """A run of one of the replayed cases; of one that was cut short, the number of blocks that it finished."""
+        return cls(case, replayed.errors[case][:blocks], psnr_db, replayed.extrapolation)
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class Sensitivity:
         slope: Measured dB per dB of the model, positive.
         intercept: Measured dB where the model says 0.
         offsets: What each case adds, by its number; a case that is not there adds nothing.
+        of_extrapolation: What each way to extrapolate adds, likewise.
         spread_db: Root mean square of what the fit leaves unexplained.
         between_db: Standard deviation between prompts, of which the cases are a sample.
         rank_correlation: Spearman's, of estimated and measured PSNR over the runs fitted; None with fewer than three.
@@ -78,6 +89,7 @@ class Sensitivity:
     slope: float
     intercept: float
     offsets: Mapping[int, float]
+    of_extrapolation: Mapping[Extrapolation, float]
     spread_db: float
     between_db: float
     rank_correlation: float | None
@@ -91,37 +103,42 @@ class Sensitivity:
         """
         usable = [o for o in observed if o.psnr_db < PSNR_CEILING_DB and o.errors.any()]
         if not usable:
-            return cls(np.ones(CHANNELS), 1.0, 0.0, {}, _DEFAULT_SPREAD_DB, _PROMPTS_APART_DB, None, 0)
+            return cls(np.ones(CHANNELS), 1.0, 0.0, {}, {}, _DEFAULT_SPREAD_DB, _PROMPTS_APART_DB, None, 0)
         energies = np.stack([_energies(o.errors) for o in usable])
         target = 10 ** (-np.array([o.psnr_db for o in usable]) / 10)
         weights = _fit_weights(energies, target)
         modelled, measured = psnr(energies @ weights), np.array([o.psnr_db for o in usable])
-        slope, intercept = _line(modelled, measured)
-        residuals = measured - (intercept + slope * modelled)
-        cases = np.array([o.case for o in usable])
-        offsets = {
-            int(case): float(residuals[cases == case].sum() / ((cases == case).sum() + _HALF_BELIEVED))
-            for case in np.unique(cases)
-        }
-        apart = between([float(residuals[cases == case].mean()) for case in np.unique(cases)])
-        left = residuals - np.array([offsets[int(case)] for case in cases])
+        cases, ways = [o.case for o in usable], [o.extrapolation for o in usable]
+        of_cases, of_ways = np.zeros(len(usable)), np.zeros(len(usable))
+        # Each of the three is fitted to what the others leave, until they agree.
+        for _ in range(_ROUNDS):
+            slope, intercept = _line(modelled, measured - of_cases - of_ways)
+            residuals = measured - (intercept + slope * modelled)
+            of_extrapolation = _offsets(ways, residuals - of_cases)
+            of_ways = np.array([of_extrapolation[way] for way in ways])
+            offsets = _offsets(cases, residuals - of_ways)
+            of_cases = np.array([offsets[case] for case in cases])
+        apart = between([float(own.mean()) for own in _grouped(cases, residuals - of_ways).values()])
+        left = residuals - of_cases - of_ways
         spread = float(np.sqrt(np.mean(left**2)))
         if len(usable) < _FEW_RUNS:
             spread = max(spread, _DEFAULT_SPREAD_DB)
         correlation = float(spearmanr(measured - left, measured).statistic) if len(usable) > 2 else float("nan")
         return cls(
-            weights, slope, intercept, offsets, spread, apart, correlation if np.isfinite(correlation) else None,
-            len(usable),
+            weights, slope, intercept, offsets, of_extrapolation, spread, apart,
+            correlation if np.isfinite(correlation) else None, len(usable),
         )  # fmt: skip
 
-    def psnr_db(self, errors: NDArray[np.float64], cases: Sequence[int] | None = None) -> NDArray[np.float64]:
+    def psnr_db(self, replayed: Replayed, cases: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Estimated PSNR [cases], at most 100 dB.
 
         Args:
-            errors: Replayed [cases, blocks, channels].
+            replayed: A candidate on these cases.
             cases: Their numbers, for what is known of each; None for cases that no run was made of.
         """
         offsets = np.array([self.offsets.get(case, 0.0) for case in cases]) if cases is not None else 0.0
+        offsets = offsets + self.of_extrapolation.get(replayed.extrapolation, 0.0)
+        errors = replayed.errors
         modelled = self.intercept + self.slope * psnr(_energies(errors) @ self.weights) + offsets
         return np.where(errors.any(axis=(-2, -1)), np.minimum(modelled, PSNR_CEILING_DB), PSNR_CEILING_DB)
 
@@ -133,6 +150,16 @@ def between(offsets: Sequence[float]) -> float:
     """
     squares = float(np.square(np.array(offsets) - np.mean(offsets)).sum())
     return float(np.sqrt((squares + _PROMPTS_BEFORE * _PROMPTS_APART_DB**2) / (len(offsets) - 1 + _PROMPTS_BEFORE)))
+
+
+def _grouped(keys: Sequence[_Key], values: NDArray[np.float64]) -> dict[_Key, NDArray[np.float64]]:
+    """Values [n] by their keys [n]."""
+    return {key: values[[other == key for other in keys]] for key in dict.fromkeys(keys)}
+
+
+def _offsets(keys: Sequence[_Key], residuals: NDArray[np.float64]) -> dict[_Key, float]:
+    """What each key adds by the residuals [n] of its runs."""
+    return {key: float(own.sum() / (len(own) + _HALF_BELIEVED)) for key, own in _grouped(keys, residuals).items()}
 
 
 def _energies(errors: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -217,7 +217,8 @@ class Driver:
             return
         candidate = Candidate(
             trial, policy, self.study.search_cases, self.study.floors,
-            deaths=Deaths(trial.user_attrs.get(DEATHS, 0)), plan=plan, scores=self.study.floor_scores, stock_scores=self.stock_scores,
+            deaths=Deaths(trial.user_attrs.get(DEATHS, 0)), plan=plan,
+            scores=self.study.floor_scores, stock_scores=self.stock_scores,
         )  # fmt: skip
         if ESTIMATE not in trial.user_attrs and EXTRAS not in trial.user_attrs:
             self._keep_estimate(trial, policy)

@@ -227,9 +227,9 @@ class ReplaySampler(BaseSampler):
 
     def _observed(self, measured: Measured) -> Observed:
         """A real run beside what replay says of the blocks that it finished."""
-        errors = self.replay.run(measured.policy).errors[measured.case]
-        blocks = measured.figures.get(BLOCKS)
-        return Observed(measured.case, errors if blocks is None else errors[: int(blocks)], measured.figures["psnr_db"])
+        replayed, blocks = self.replay.run(measured.policy), measured.figures.get(BLOCKS)
+        finished = None if blocks is None else int(blocks)
+        return Observed.of(replayed, measured.case, measured.figures["psnr_db"], finished)
 
     def _tried(self, study: optuna.Study, number: int) -> set[object]:
         """What all other trials do or did, by what tells candidates apart."""
@@ -342,7 +342,7 @@ class ReplaySampler(BaseSampler):
 
 
 def _estimate(sensitivity: Sensitivity, replayed: Replayed) -> NDArray[np.float64]:
-    return sensitivity.psnr_db(replayed.errors, range(len(replayed.errors)))
+    return sensitivity.psnr_db(replayed, range(len(replayed.errors)))
 
 
 def _context(policy: Policy) -> object:

@@ -51,7 +51,7 @@ def measure(size: Size, policies: int, fitted: int, picks: int, speedup: float) 
             for policy, played, runs in zip(drawn, replayed, real, strict=True)
             if policy.indicator == NOISE_LEVEL
         )
-        estimated = [float(sensitivity.psnr_db(played.errors).mean()) for played in replayed]
+        estimated = [float(sensitivity.psnr_db(played).mean()) for played in replayed]
         correlation = float(spearmanr(estimated, [_mean_psnr(runs) for runs in real]).statistic)
         picked, random = _compete(bench, sensitivity, held_out, picks, speedup)
         narrator.say(f"Best of {picks} at {speedup:g}x: {picked:.1f} dB picked by replay, {random:.1f} dB at random")
@@ -68,7 +68,7 @@ def _fit(bench: Bench, replay: Replay, policies: Sequence[Policy]) -> Sensitivit
     real = _run_all(bench, "Policies to fit on", policies, bench.searched)
     return Sensitivity.fit(
         [
-            Observed(case, replay.run(policy).errors[case], run.metrics["psnr_db"])
+            Observed.of(replay.run(policy), case, run.metrics["psnr_db"])
             for policy, runs in zip(policies, real, strict=True)
             for case, run in enumerate(runs)
         ]
@@ -79,7 +79,7 @@ def _compete(bench: Bench, sensitivity: Sensitivity, replay: Replay, picks: int,
     """Best measured PSNR of candidates picked by replay, and of random ones of the same cost."""
     bounds = (speedup * (1 - _COST_WIDTH), speedup * (1 + _COST_WIDTH))
     pool = bench.draw(replay, picks * _POOL_PER_PICK, seed=3, speedup=bounds)
-    by_estimate = sorted(pool, key=lambda policy: -float(sensitivity.psnr_db(replay.run(policy).errors).mean()))
+    by_estimate = sorted(pool, key=lambda policy: -float(sensitivity.psnr_db(replay.run(policy)).mean()))
     best = [
         max(_mean_psnr(runs) for runs in _run_all(bench, f"Candidates at {speedup:g}x, {how}", chosen[:picks]))
         for how, chosen in (("picked by replay", by_estimate), ("at random", pool))

@@ -11,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from calibrate.measure.baseline import _to_array
-from calibrate.replay.replay import Replay
+from calibrate.replay.replay import Replay, Replayed
 from calibrate.replay.trace import TraceRecorder
 from calibrate.results.result import BLOCKS, RESULT, Result
 from calibrate.search.hypervolume import expected_improvement, hypervolume
@@ -49,7 +49,7 @@ class Trials:
         policy = self.space.suggest(trial)
         replayed = self.replay.run(policy)
         self.keys.append(replayed.key)
-        psnr = _truth(replayed.errors)
+        psnr = _truth(replayed)
         figures = {"psnr_db": psnr, "psnr_worst_prompt_db": psnr}
         self.measured.append(Measured(policy, 0, figures))
         result = Result(trial.number, policy.to_dict(), replayed.speedup_evaluations, 1.0, figures, 1, None)
@@ -63,10 +63,10 @@ class Trials:
         return [trial.params for trial in self.study.trials]
 
 
-def _truth(errors: Any) -> float:
+def _truth(replayed: Replayed) -> float:
     from calibrate.replay.sensitivity import Sensitivity
 
-    return float(Sensitivity.fit([]).psnr_db(errors)[0]) - 3.0
+    return float(Sensitivity.fit([]).psnr_db(replayed)[0]) - 3.0
 
 
 def test_no_candidate_is_tried_twice_and_the_same_seed_gives_the_same_search(setting: tuple[Space, Replay]) -> None:
