@@ -165,6 +165,7 @@ def learned(
     as_json: AsJson = False,
     prompts: Annotated[int, typer.Option(min=1, help="Fresh prompts that judge.")] = 24,
     fit_prompts: Annotated[int, typer.Option(min=1, max=6, help="Fresh prompts that weights are fitted on.")] = 3,
+    profile: Annotated[Path | None, typer.Option(help="An exported profile, judged on the same prompts.")] = None,
     ablation: Annotated[bool, typer.Option("--ablation", help="What each part contributes, instead.")] = False,
     study: StudyPath = STUDY,
     cache: Cache = CACHE,
@@ -176,7 +177,7 @@ def learned(
     if ablation:
         _show(measure_ablation(study, prompts, cache), as_json)
         return
-    _show(measure(study, prompts, fit_prompts, cache), as_json)
+    _show(measure(study, prompts, fit_prompts, cache, profile), as_json)
 
 
 @app.command()

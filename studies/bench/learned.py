@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -29,7 +29,7 @@ from calibrate.replay.replay import Replay
 from calibrate.search.plans import Extras, Plan, Plans
 from calibrate.spec.generation import Case
 from calibrate.spec.search_space import Learned
-from scope_runtime import Policy, Schedule, plan_of
+from scope_runtime import Policy, Profile, Schedule, plan_of
 from studies.bench.generations import Generations, Outcome, mean_db, speedup_of
 from studies.reference.world import held_out_prompts
 
@@ -122,7 +122,7 @@ class Candidate:
     speedup: float
 
 
-def measure(study: Path, prompts: int, fit_prompts: int, cache: Path) -> dict[str, Any]:
+def measure(study: Path, prompts: int, fit_prompts: int, cache: Path, profile: Path | None = None) -> dict[str, Any]:
     """The figures of ``python -m studies.bench learned``.
 
     Args:
@@ -130,6 +130,7 @@ def measure(study: Path, prompts: int, fit_prompts: int, cache: Path) -> dict[st
         prompts: Test prompts.
         fit_prompts: Prompts that weights are fitted on.
         cache: Where generations and weights are kept, so that an interrupted command goes on.
+        profile: An exported one of these settings, to be judged on the same test prompts.
 
     Returns:
         ``at`` by target speed-up: means over test prompts, the gain over Taylor's schedules and over Taylor on learned
@@ -139,7 +140,9 @@ def measure(study: Path, prompts: int, fit_prompts: int, cache: Path) -> dict[st
         took (fits and sweep, without full-compute runs) per fit prompt, and ``equivalents_taylor`` what Taylor's sweep
         took, likewise. ``speedup_at_equal_quality``: of Taylor's schedules and of learned plans by mean dB, by linear
         interpolation of the logarithm of the speed-up between neighbours on the front of all chosen policies' means on
-        the test prompts; null outside the front. ``speedup_of_taylor_on_plans``: likewise.
+        the test prompts; null outside the front. ``speedup_of_taylor_on_plans``: likewise. With a profile,
+        ``exported``: its policy's figures, the ``speedup_of_schedules`` of its mean, and ``over_schedules``: for every
+        chosen schedule its speed-up, and by how many dB the policy is above it, with the standard error.
     """
     with Narrator() as narrator:
         bench = _Bench(study, prompts, fit_prompts, cache, narrator)
@@ -150,6 +153,7 @@ def measure(study: Path, prompts: int, fit_prompts: int, cache: Path) -> dict[st
         }
         spent = {"learned": bench.spent("learned"), "taylor": bench.spent("taylor")}
         judged = {kind: bench.judge(kind, policies) for kind, policies in chosen.items()}
+        exported = bench.clips(Profile.load(profile).policy) if profile else None
     both = [target for target in TARGETS if all(target in found for found in judged.values())]
     return {
         "at": {
@@ -166,6 +170,7 @@ def measure(study: Path, prompts: int, fit_prompts: int, cache: Path) -> dict[st
         "speedup_of_taylor_on_plans": {
             str(level): speedup_at(level, _means(judged["taylor_on_plans"].values())) for level in _LEVELS
         },
+        **({} if exported is None else {"exported": beside(exported, judged["taylor"].values())}),
     }
 
 
@@ -345,16 +350,38 @@ def _compared(judged: Mapping[str, Sequence[Outcome]]) -> dict[str, float]:
     """All kinds at one target, on the same prompts in the same order."""
     figures: dict[str, float] = {}
     for rival, gain in (("taylor", "gain"), ("taylor_on_plans", "gain_over_plans")):
-        gains = np.array([ours.db - theirs.db for ours, theirs in zip(judged["learned"], judged[rival], strict=True)])
-        figures[f"{gain}_db"] = float(gains.mean())
-        figures[f"{gain}_se_db"] = float(gains.std(ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else 0.0
+        figures[f"{gain}_db"], figures[f"{gain}_se_db"] = _gain(judged["learned"], judged[rival])
     for kind, outcomes in judged.items():
-        dbs = np.array([outcome.db for outcome in outcomes])
-        figures[f"{kind}_db"] = float(dbs.mean())
-        figures[f"{kind}_p10_db"] = float(np.percentile(dbs, 10))
-        figures[f"{kind}_share_30"] = float((dbs >= _GOOD_DB).mean())
-        figures[f"{kind}_speedup"] = speedup_of(outcomes)
+        figures |= {f"{kind}_{name}": value for name, value in _figures(outcomes).items()}
+    return figures
+
+
+def beside(exported: Sequence[Outcome], schedules: Collection[Sequence[Outcome]]) -> dict[str, Any]:
+    """A policy, and Taylor's schedules on the same prompts."""
+    over = sorted((round(speedup_of(schedule), 2), *_gain(exported, schedule)) for schedule in schedules)
+    return {
+        **_figures(exported),
+        "speedup_of_schedules": speedup_at(mean_db(exported), _means(schedules)),
+        "over_schedules": [list(line) for line in dict.fromkeys(over)],
+    }
+
+
+def _figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    dbs = np.array([outcome.db for outcome in outcomes])
+    figures = {
+        "db": float(dbs.mean()),
+        "p10_db": float(np.percentile(dbs, 10)),
+        "share_30": float((dbs >= _GOOD_DB).mean()),
+        "speedup": speedup_of(outcomes),
+    }
     return {name: round(value, 2) for name, value in figures.items()}
+
+
+def _gain(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> tuple[float, float]:
+    """By how many dB one policy is above another on the same prompts, and the standard error of that."""
+    gains = np.array([own.db - other.db for own, other in zip(ours, theirs, strict=True)])
+    error = float(gains.std(ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else 0.0
+    return round(float(gains.mean()), 2), round(error, 2)
 
 
 def _means(judged: Any) -> list[tuple[float, float]]:
