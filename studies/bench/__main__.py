@@ -105,6 +105,7 @@ def search(
     trials: Annotated[list[int] | None, typer.Option(help="Trials of plain Optuna; repeatable.")] = None,
     devices: Annotated[list[int] | None, typer.Option(help="Devices that search at once; repeatable.")] = None,
     seeds: Annotated[int, typer.Option(help="With --devices: how often each search is made.")] = 1,
+    learned: Annotated[bool, typer.Option("--learned", help="Plans with learned weights, too.")] = False,
     study: StudyPath = STUDY,
     frames: Frames = None,
     steps: Steps = None,
@@ -124,7 +125,7 @@ def search(
 
         _show(measure_devices(size, devices, (budget or [12.0])[-1], seeds), as_json)
         return
-    _show(measure(size, budget or [4.0, 6.0, 8.0, 12.0], trials or [25, 50, 100, 200]), as_json)
+    _show(measure(size, budget or [4.0, 6.0, 8.0, 12.0], trials or [25, 50, 100, 200], learned=learned), as_json)
 
 
 @app.command()

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 
 from calibrate.families import load_target
+from calibrate.families.target import Target
 from calibrate.files import digest, write_atomically
 from calibrate.measure.baseline import Baseline, MakeBaseline, read_baseline, write_baseline
 from calibrate.measure.gap_fit import FitWeights, Truth
@@ -55,16 +56,17 @@ def mean_db(outcomes: Sequence[Outcome]) -> float:
 class Generations:
     """What a study's pipeline generates."""
 
-    def __init__(self, study: Path, cache: Path) -> None:
-        """Loads the pipeline.
+    def __init__(self, study: Path, cache: Path, target: Target | None = None) -> None:
+        """Loads the pipeline, unless it is given.
 
         Args:
             study: Whose pipeline and settings are used.
             cache: Where everything is kept.
+            target: Its pipeline.
         """
         file = StudyFile(study)
         self.study, self.cache = file.study, cache
-        self.target = load_target(file.model_path, file.study.model, file.study.generation)
+        self.target = target or load_target(file.model_path, file.study.model, file.study.generation)
 
     def clips(self, policy: Policy, cases: Sequence[Case]) -> list[Outcome]:
         """A policy's clips, held against those of full-compute runs."""

@@ -128,8 +128,9 @@ class Bench:
         return list(found.values())
 
     def _effect(self, policy: Policy, case: Case) -> Any:
-        """Equal for policies that do the same; one that looks at content is known by its fields alone."""
-        if policy.needs_content or policy.magnitude_bound is not None or policy.error_budget is not None:
+        """Equal for policies that do the same; those that look at content or have weights are known by their fields."""
+        looks_at_outputs = policy.magnitude_bound is not None or policy.error_budget is not None
+        if policy.needs_content or looks_at_outputs or policy.gap_weights is not None:
             return policy.to_dict()
         replayed: Replayed = self.replay([case]).run(policy)
         return [replayed.plans, replayed.besides]

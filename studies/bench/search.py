@@ -11,9 +11,12 @@ from calibrate.quality.metrics import Quality, floor_figures
 from calibrate.results.result import RESULT, Result, front, results_of
 from calibrate.search.hypervolume import hypervolume
 from calibrate.search.optuna_study import plain_sampler
+from calibrate.search.plans import EXTRAS, Plans
 from calibrate.search.replay_sampler import Measured, ReplaySampler
 from calibrate.spec.floors import Floors
+from calibrate.spec.search_space import Learned
 from scope_runtime import Policy
+from studies.bench.generations import Generations
 from studies.bench.real_runs import Bench, Run, Size
 
 # Fronts count from here: no speed-up, and a video that has little to do with the stock one.
@@ -21,33 +24,69 @@ REFERENCE = (1.0, 20.0)
 _NO_FLOORS = Floors(psnr_db=None, psnr_worst_prompt_db=None)
 
 
-def measure(size: Size, budgets: Sequence[float], trials: Sequence[int]) -> dict[str, list[list[float]]]:
+def measure(
+    size: Size, budgets: Sequence[float], trials: Sequence[int], *, learned: bool = False
+) -> dict[str, list[list[float]]]:
     """The figures of ``python -m studies.bench search``.
 
     Args:
         size: Of the generations.
         budgets: Full generations per prompt, baselines included, at which the search by replay is judged.
         trials: Trials at which plain Optuna is judged.
+        learned: Whether the search by replay tries plans with learned weights as well, as the study says.
 
     Returns:
         ``{"replay": [[equivalents, hypervolume], ...], "plain": [[trials, equivalents, hypervolume], ...]}``.
     """
     with Narrator() as narrator:
         bench = Bench(size, narrator)
-        return {"replay": list(_by_replay(bench, sorted(budgets))), "plain": list(_plain(bench, sorted(trials)))}
+        plans = _LearnedPlans(bench, size) if learned else None
+        return {"replay": list(_by_replay(bench, sorted(budgets), plans)), "plain": list(_plain(bench, sorted(trials)))}
 
 
-def _by_replay(bench: Bench, budgets: Sequence[float]) -> Iterator[list[float]]:
+class _LearnedPlans:
+    """Plans as a study tries them, and the weights that they get."""
+
+    def __init__(self, bench: Bench, size: Size) -> None:
+        """Makes the full-compute runs of the fit prompts."""
+        self._made = Generations(size.study, size.cache, bench.target)
+        cases = bench.study.fit_cases
+        bench.narrator.stage("Full-compute runs of fit prompts", len(cases))
+        self._baselines = []
+        for case in cases:
+            self._baselines.append(self._made.baseline(case))
+            bench.narrator.advance(case.label)
+        asked = bench.study.search.learned or Learned()
+        schedule = self._baselines[0].trace.windows[0].schedule
+        self.plans = Plans(asked, schedule, self._made.target.generation.ar_step, bench.study.seed)
+        # What is spent beside candidates' own runs counts per search prompt.
+        self._prompts = len(bench.searched)
+        self.baselines_per_prompt = len(cases) / self._prompts
+
+    def fitted(self, trial: optuna.Trial) -> tuple[Policy, float]:
+        """The policy of a trial of a plan, and what fitting it took in full generations per search prompt."""
+        plan = self.plans.suggest(trial)
+        policy, equivalents = self._made.fitted(plan.policy(self.plans.schedule), plan.depth, self._baselines)
+        return policy, equivalents / self._prompts
+
+
+def _by_replay(bench: Bench, budgets: Sequence[float], learned: _LearnedPlans | None) -> Iterator[list[float]]:
     measured: list[Measured] = []
-    study = _new_study(
-        ReplaySampler(bench.space, bench.replay(bench.searched), lambda: measured, _NO_FLOORS, seed=bench.study.seed)
+    sampler = ReplaySampler(
+        bench.space, bench.replay(bench.searched), lambda: measured, _NO_FLOORS, seed=bench.study.seed
     )
+    study = _new_study(sampler)
     bench.narrator.stage("Search by replay", len(budgets))
-    search = _Search(bench, study, measured)
+    search = _Search(bench, study, measured, learned)
+    if learned:
+        for plan in learned.plans.first():
+            learned.plans.queue(study, plan)
     for budget in budgets:
         before = search.equivalents, results_of(study)
         while search.equivalents <= budget:
             before = search.equivalents, results_of(study)
+            if learned:
+                learned.plans.take_turn(study, sampler.promise)
             search.step()
         # The last candidate went over the budget: it belongs to the next one.
         yield [before[0], held_out_hypervolume(bench, before[1])]
@@ -68,11 +107,14 @@ def _plain(bench: Bench, trials: Sequence[int]) -> Iterator[list[float]]:
 class _Search:
     """One search, trial by trial."""
 
-    def __init__(self, bench: Bench, study: optuna.Study, measured: list[Measured]) -> None:
-        self.bench, self.study, self.measured = bench, study, measured
+    def __init__(
+        self, bench: Bench, study: optuna.Study, measured: list[Measured], learned: _LearnedPlans | None = None
+    ) -> None:
+        self.bench, self.study, self.measured, self.learned = bench, study, measured, learned
         # Baselines: one stock run per prompt, and one exact run, which evaluates what the trace says.
         replayed = bench.replay(bench.searched).run(Policy(warmup=10_000))
-        self.equivalents = 1.0 + 1.0 / replayed.speedup_evaluations
+        prompts = 1.0 + (learned.baselines_per_prompt if learned else 0.0)
+        self.equivalents = (1.0 + 1.0 / replayed.speedup_evaluations) * prompts
         for parameters in bench.space.first_candidates():
             study.enqueue_trial(parameters)
 
@@ -80,13 +122,18 @@ class _Search:
         self.study.optimize(self._objective, n_trials=1)
 
     def _objective(self, trial: optuna.Trial) -> tuple[float, float]:
-        policy = self.bench.space.suggest(trial)
+        if self.learned and EXTRAS in trial.user_attrs:
+            policy, spent = self.learned.fitted(trial)
+            self.equivalents += spent
+        else:
+            policy = self.bench.space.suggest(trial)
         repeated = any(result.policy == policy.to_dict() for result in results_of(self.study))
         runs = self.bench.runs(policy, self.bench.searched)
         result = _result(trial.number, policy, runs)
         if not repeated:
             self.equivalents += 1 / result.speedup_evaluations
-            self.measured += [Measured(policy, case, run.metrics) for case, run in enumerate(runs)]
+            if policy.gap_weights is None:  # replay cannot tell the errors of others
+                self.measured += [Measured(policy, case, run.metrics) for case, run in enumerate(runs)]
         trial.set_user_attr(RESULT, result.to_dict())
         self.bench.narrator.say(f"Trial {trial.number}: {result}")
         return result.speedup_evaluations, result.figures["psnr_db"]

@@ -25,7 +25,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "generation": CALL,
         "search_cases": [{"prompt": "a red circle moving left", "seed": 1}],
         "held_out_cases": [{"prompt": "a green circle moving up", "seed": 3}],
-        "search": {"indicator": ["noise-level"], "warmup": {"low": 1, "high": 3}},
+        "fit_cases": [{"prompt": "a blue square moving down", "seed": 5}],
+        "search": {"indicator": ["noise-level"], "warmup": {"low": 1, "high": 3}, "learned": {}},
     }
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(study))
@@ -80,3 +81,14 @@ def test_search_by_replay_against_plain_optuna(study: Path) -> None:
     assert replay[0][0] < replay[1][0] <= 4
     # The made-up model's videos are far from each other: a front may lie wholly below what counts.
     assert all(line[-1] >= 0 for line in replay + plain)
+
+
+def test_a_search_with_learned_weights_pays_for_their_prompts(study: Path) -> None:
+    common = ("search", "--budget", "5", "--trials", "3")
+    without, learned = _run(study, *common)["replay"], _run(study, *common, "--learned")["replay"]
+    assert 4 < learned[0][0] <= 5
+    assert learned[0][1] >= 0
+    # Baselines of one search prompt and one fit prompt leave less than half as many candidates to be tried.
+    weights = len(list((study.parent / "cache").glob("generation-*.json")))
+    assert 0 < weights < 5
+    assert without[0][0] <= 5
