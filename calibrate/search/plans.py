@@ -50,8 +50,6 @@ _LONGEST = 1 / 6
 # Neighbours of measured plans that are looked at before one is run.
 _NEIGHBOURS = 60
 _TRIES = 20
-# Of the extra rows that are taken out, the share that comes back near where it was, and with one block more or less.
-_NUDGED = 0.25
 
 Captures = Literal["clean", "last"]
 Extras = tuple[tuple[int, int], ...]
@@ -226,17 +224,11 @@ class Plans:
         return tuple((round(row * rows), round(last * blocks_here)) for row, last in extras)
 
     def _neighbour(self, plan: Plan, chance: np.random.Generator) -> Plan:
-        """One or two extra rows less, more, elsewhere or up to another block; now and then other captures."""
+        """One or two extra rows less, others in their place, more of them or fewer; now and then other captures."""
         extras = list(plan.extras)
         for _ in range(int(chance.integers(1, 3))):
             if extras and chance.random() < 0.6:
-                row, last = extras.pop(int(chance.integers(len(extras))))
-                move = chance.random()
-                if move < _NUDGED:
-                    row += int(chance.choice([-2, -1, 1, 2]))
-                    extras.append((min(max(row, 1), self.schedule.rows - 1), last))
-                elif move < 2 * _NUDGED:
-                    extras.append((row, max(last + int(chance.choice([-1, 1])), 0)))
+                extras.pop(int(chance.integers(len(extras))))
             if chance.random() < 0.7:
                 extras.append(self._extra(chance))
         captures, depth = plan.captures, plan.depth

@@ -122,13 +122,6 @@ class TestProposals:
             assert plan.depth in (2, 3)
             assert list(plan.extras) == sorted(dict(plan.extras).items())
 
-    def test_an_extra_row_moves_a_little_or_reaches_another_block(self) -> None:
-        plans, chance = Plans(Learned(depth=[3]), REFERENCE, 5, seed=0), np.random.default_rng(0)
-        plan = plans._plan([(18, 2)], "last", 3)
-        found = {plans._neighbour(plan, chance).extras for _ in range(300)}
-        assert {((row, 2),) for row in (16, 17, 19)} | {((18, last),) for last in (1, 3)} <= found
-        assert all(0 < row < REFERENCE.rows for extras in found for row, _ in extras)
-
     def test_no_two_plans_have_the_same_rows(self, plans: Plans) -> None:
         drawn = {plans._propose(number, [], (), None) for number in range(200)} | set(plans.first())
         told_apart = {(plan.policy(plans.schedule), plan.depth) for plan in drawn}
