@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from calibrate.files import write_atomically
-from calibrate.replay.error_bound import Course, bound, distances, estimate
 from scope_runtime import Policy, Scope, exact, run_policy
 from scope_runtime.schedule import AXES, NOISE_LEVEL_AXIS, STEP_AXIS
+from studies.bench.error_bound import Course, bound, distances, estimate
 from studies.reference import models, world
 
 BINS = 6

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from calibrate.replay.error_bound import Constants, Course, bound, distances, estimate
 from scope_runtime.schedule import AXES, Phase, Schedule
+from studies.bench.error_bound import Constants, Course, bound, distances, estimate
 
 Field = Callable[[torch.Tensor, float], torch.Tensor]
 STEPS = 16
