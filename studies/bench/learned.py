@@ -72,7 +72,8 @@ _BY_HAND: tuple[tuple[int, Extras, bool], ...] = (
     (5, ((2, 0), (8, 1)), True),
     (6, ((2, 0), (8, 0), (9, 0), (18, 1)), False),
 )
-_ABLATED = (_BOLD, _BOLDER)
+# The last has its period alone.
+_ABLATED: tuple[Extras, ...] = ((*_BOLD, (23, 4)), _BOLD, _BOLDER, ())
 
 Line = dict[str, Any]
 
