@@ -110,14 +110,14 @@ class Watched:
 
     def unharmed(self) -> bool:
         """Whether no candidate has lost a process since it last finished a generation."""
-        return bool(self.drivers) and all(candidate.deaths == 0 for candidate in list(self.drivers[-1].candidates))
+        return bool(self.drivers) and all(candidate.deaths.count == 0 for candidate in list(self.drivers[-1].candidates))
 
     def spare(self, killed: set[int]) -> list[Any]:
         """Devices that measure candidates which survive the loss of one more process, but for those just killed."""
         pool, found = self.pools[-1], self.measuring()
-        candidates = {slot.name: self.drivers[-1]._jobs[pool._jobs[slot.number]][0] for slot in found}
+        candidates = {slot.name: self.drivers[-1]._jobs[pool._jobs[slot.number]] for slot in found}
         dying = {id(candidates[slot.name]) for slot in found if slot.where["process"] in killed}
-        return [s for s in found if candidates[s.name].deaths < 2 and id(candidates[s.name]) not in dying]
+        return [s for s in found if candidates[s.name].deaths.count < 2 and id(candidates[s.name]) not in dying]
 
 
 @pytest.fixture
