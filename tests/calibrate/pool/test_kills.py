@@ -110,7 +110,9 @@ class Watched:
 
     def unharmed(self) -> bool:
         """Whether no candidate has lost a process since it last finished a generation."""
-        return bool(self.drivers) and all(candidate.deaths.count == 0 for candidate in list(self.drivers[-1].candidates))
+        return bool(self.drivers) and all(
+            candidate.deaths.count == 0 for candidate in list(self.drivers[-1].candidates)
+        )
 
     def spare(self, killed: set[int]) -> list[Any]:
         """Devices that measure candidates which survive the loss of one more process, but for those just killed."""
