@@ -10,7 +10,7 @@ from calibrate.errors import CalibrateError
 from calibrate.measure.baseline import Reference, Timings, read_baseline
 from calibrate.measure.candidate import Measure, Measurement
 from calibrate.measure.describe import Description
-from calibrate.pool.pool import MOST_DEATHS, Deaths, Pool
+from calibrate.pool.pool import GIVEN_UP, Deaths, Pool
 from calibrate.progress import Narrator
 from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.results.guarantee import Promise, Tried, worth_measuring
@@ -172,7 +172,7 @@ class GuaranteeTests:
             if done.died:
                 waiting.appendleft(case)
                 if deaths.too_many:
-                    failed = f"{MOST_DEATHS} processes died while they measured it"
+                    failed = GIVEN_UP
                 continue
             measurement: Measurement = done.result()
             row = self._record(result, case, measurement)

@@ -13,6 +13,9 @@ from calibrate.families.target import Target
 MOST_DEATHS = 3
 """Work over which so many processes died (out of host memory, say) is given up."""
 
+GIVEN_UP = f"{MOST_DEATHS} processes died while they measured it"
+"""What is recorded of it."""
+
 DEATH_HINT = "out of host memory, perhaps: take fewer devices, or look into Ray's logs"
 
 

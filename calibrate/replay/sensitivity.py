@@ -9,11 +9,11 @@ with non-negative weights that do not fall with the noise level (staleness has a
 least squares problem in the weights' increments. Relative errors are minimised (what counts is dB), and a weak prior,
 rising with sigma, stands in for levels that no run has tried: what is not known must not look cheap.
 
-Large errors grow faster than small ones, and prompts differ; and what an error costs depends on how it was made: errors
-of outputs that are repeated point the same way in every skipped row, those of extrapolated ones less so. So the model's
-dB are then fitted to the measured ones by a line with a positive slope, and each prompt and each way to extrapolate
-gets an offset, drawn towards none while it has few runs. How far prompts lie apart is estimated from theirs, as if some
-more prompts had been seen before: a few that are alike do not show that all are.
+Large errors grow faster than small ones, and prompts differ; and errors of one size cost several dB more or less with
+another order or axis, because magnitudes do not tell how far errors cancel from row to row. So the model's dB are then
+fitted to the measured ones by a line with a positive slope, and each prompt and each way to extrapolate gets an offset,
+drawn towards none while it has few runs. How far prompts lie apart is estimated from theirs, as if some more prompts
+had been seen before: a few that are alike do not show that all are.
 """
 
 from __future__ import annotations

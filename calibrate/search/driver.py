@@ -21,7 +21,7 @@ from calibrate.measure.baseline import Baseline, Reference
 from calibrate.measure.candidate import Measure, Measurement
 from calibrate.measure.clips import ClipShelf
 from calibrate.measure.gap_fit import Fitted, FitWeights, Truth
-from calibrate.pool.pool import MOST_DEATHS, Deaths, Done, Pool
+from calibrate.pool.pool import GIVEN_UP, Deaths, Done, Pool
 from calibrate.progress import Narrator
 from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.quality.score_figures import ClipScores, score_figures
@@ -331,7 +331,7 @@ class Driver:
         self.optuna_study.tell(trial, (result.speedup_evaluations, result.figures["psnr_db"]))
 
     def _give_up(self, candidate: Candidate) -> None:
-        self._fail(candidate, f"{MOST_DEATHS} processes died while they measured it")
+        self._fail(candidate, GIVEN_UP)
 
     def _fail(self, candidate: Candidate, reason: str) -> None:
         self._end(candidate)

@@ -105,7 +105,9 @@ def search(
     trials: Annotated[list[int] | None, typer.Option(help="Trials of plain Optuna; repeatable.")] = None,
     devices: Annotated[list[int] | None, typer.Option(help="Devices that search at once; repeatable.")] = None,
     seeds: Annotated[int, typer.Option(help="With --devices: how often each search is made.")] = 1,
-    learned: Annotated[bool, typer.Option("--learned", help="Plans with learned weights, too.")] = False,
+    learned: Annotated[
+        bool, typer.Option("--learned", help="Plans with learned weights, too; not with --devices.")
+    ] = False,
     study: StudyPath = STUDY,
     frames: Frames = None,
     steps: Steps = None,
