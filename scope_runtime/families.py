@@ -38,7 +38,17 @@ FAMILIES = (
         "SkyReelsV2Attachment",
     ),
     Family("MAGI-1's own model or pipeline", ("VideoDiTModel", "MagiPipeline"), "magi_1", "Magi1Attachment"),
+    Family("HeliosPipeline of diffusers", ("HeliosPipeline",), "helios", "HeliosAttachment"),
+    Family(
+        "HunyuanVideoFramepackPipeline of diffusers", ("HunyuanVideoFramepack",), "framepack", "FramepackAttachment"
+    ),
 )
+
+# Relatives of these families that cannot be accelerated: starts of class names, and why.
+_REFUSED = {
+    "HeliosPyramid": "its stages denoise at resolutions of their own, so that outputs of one are none of the next; "
+    "HeliosPipeline (Helios-Base) is accelerated",
+}
 
 
 def adapter_class(pipe: Any) -> Any:
@@ -51,6 +61,9 @@ def adapter_class(pipe: Any) -> Any:
     for family in FAMILIES:
         if any(name.startswith(family.classes) for name in names):
             return getattr(import_module(f"scope_runtime.adapters.{family.module}"), family.attachment)
+    for start, why in _REFUSED.items():
+        if any(name.startswith(start) for name in names):
+            raise AttachError(f"{type(pipe).__name__} cannot be accelerated: {why}")
     *others, last = (family.what for family in FAMILIES)
     known = f"{', '.join(others)} and {last}"
     raise AttachError(f"{type(pipe).__name__} is not a pipeline that scope_runtime knows: it accelerates {known}")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from scope_runtime import _check
 from scope_runtime.errors import ProfileError, shown
 from scope_runtime.gap_weights import GapWeights, plan_digest
 from scope_runtime.indicator import INDICATORS, MODULATED_INPUT, NOISE_LEVEL, ChangeMap
 from scope_runtime.schedule import AXES, NOISE_LEVEL_AXIS, Schedule
+
+if TYPE_CHECKING:
+    from scope_runtime.settings import Settings
 
 GRANULARITIES = ("prefix", "step", "block")
 CONTEXT_DTYPES = ("float32", "bfloat16", "float16")
@@ -35,7 +38,8 @@ IDLE = "."
 LETTERS = {Mode.CACHE: "C", Mode.PREDICT: "P", Mode.RECOMPUTE: "R"}
 _MAPS = ("noise_map", "change_map")
 _EXTRAPOLATION = ("order", "axis", "max_step_ratio")
-_LEARNED = ("captures", "gap_weights")
+# Fields that came later: policies at their defaults are written as they were before.
+_LATER = ("captures", "gap_weights", "first_window")
 _GUARDS = ("magnitude_bound", "error_budget")
 _MODE_OF = {letter: mode for mode, letter in LETTERS.items()}
 
@@ -87,6 +91,8 @@ class Policy:
             skipped after it, predicted or cached. They hold for one ``plan``, which must be given. Nothing is
             extrapolated then, and nothing may force a recompute that the plan does not have: ``order``, ``axis``,
             ``max_step_ratio``, ``magnitude_bound`` and ``error_budget`` must be left at their defaults.
+        first_window: The rules of a generation's first window, where they are others: a chunk that no clean history
+            precedes, say. None: those of all windows.
 
     Raises:
         ProfileError: Naming the field, if a value is out of range.
@@ -113,6 +119,7 @@ class Policy:
     plan: tuple[str, ...] | None = None
     captures: Literal["clean", "last"] = "clean"
     gap_weights: GapWeights | None = None
+    first_window: Policy | None = None
 
     def __post_init__(self) -> None:
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -147,6 +154,10 @@ class Policy:
         _check.choice(data, "captures", where, CAPTURES)
         if self.gap_weights is not None:
             self._check_gap_weights(self.gap_weights)
+        if self.first_window is not None and not isinstance(self.first_window, Policy):
+            raise ProfileError("policy.first_window", "must be a Policy or None")
+        if self.first_window is not None and self.first_window.first_window is not None:
+            raise ProfileError("policy.first_window.first_window", "must be null: there is one first window")
 
     def _check_gap_weights(self, weights: Any) -> None:
         if not isinstance(weights, GapWeights):
@@ -172,6 +183,16 @@ class Policy:
                     "wrong",
                 )
 
+    def of_window(self, number: int) -> Policy:
+        """The rules of a generation's window, counted from 0."""
+        return self.first_window if number == 0 and self.first_window is not None else self
+
+    def check_settings(self, actual: Settings) -> None:
+        """Refuses settings that its weights do not hold for; raises `ProfileMismatch`."""
+        for rules in (self, self.first_window):
+            if rules is not None and rules.gap_weights is not None:
+                rules.gap_weights.check_settings(actual)
+
     @property
     def needs_content(self) -> bool:
         """Whether the indicator has to look at tensors."""
@@ -188,30 +209,42 @@ class Policy:
         return self.order + (self.error_budget is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON form, every field written out but for learned ones at their defaults.
+        """Plain JSON form, every field written out but for later ones at their defaults.
 
         Those are left out so that who does not know them reads every policy that does without.
         """
+        nested = (*_MAPS, "gap_weights", "first_window")
         data = {
-            **asdict(self),
-            **{name: found.to_dict() if (found := getattr(self, name)) else None for name in (*_MAPS, "gap_weights")},
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            **{name: found.to_dict() if (found := getattr(self, name)) else None for name in nested},
             "plan": None if self.plan is None else list(self.plan),
         }
-        return {name: value for name, value in data.items() if name not in _LEARNED or value != getattr(Policy, name)}
+        return {name: value for name, value in data.items() if name not in _LATER or value != getattr(Policy, name)}
 
     @classmethod
     def from_dict(cls, data: Any) -> Policy:
         """Inverse of `to_dict`; fields left out take their defaults, unknown ones are refused by name."""
         _check.reject_unknown(data, cls.__dataclass_fields__, "policy")
-        fields = dict(data)
+        given = dict(data)
         for name in _MAPS:
-            if fields.get(name) is not None:
-                fields[name] = ChangeMap.from_dict(fields[name], f"policy.{name}")
-        if isinstance(fields.get("plan"), list):
-            fields["plan"] = tuple(fields["plan"])
-        if fields.get("gap_weights") is not None:
-            fields["gap_weights"] = GapWeights.from_dict(fields["gap_weights"])
-        return cls(**fields)
+            if given.get(name) is not None:
+                given[name] = ChangeMap.from_dict(given[name], f"policy.{name}")
+        if isinstance(given.get("plan"), list):
+            given["plan"] = tuple(given["plan"])
+        if given.get("gap_weights") is not None:
+            given["gap_weights"] = GapWeights.from_dict(given["gap_weights"])
+        if given.get("first_window") is not None:
+            given["first_window"] = cls._nested(given["first_window"])
+        return cls(**given)
+
+    @classmethod
+    def _nested(cls, data: Any) -> Policy:
+        """The policy of the first window; what is wrong with it is named by where it stands."""
+        try:
+            return cls.from_dict(data)
+        except ProfileError as error:
+            place = error.field.removeprefix("policy").removeprefix(".")
+            raise ProfileError(".".join(filter(None, ("policy.first_window", place))), error.problem) from error
 
 
 def _check_plan_form(plan: Any) -> None:

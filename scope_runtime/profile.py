@@ -52,8 +52,7 @@ class Profile:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
-        if self.policy.gap_weights is not None:
-            self.policy.gap_weights.check_settings(self.settings)
+        self.policy.check_settings(self.settings)
         check_evidence(self.evidence)
         _check.plain_json(_check.mapping(self.provenance, "provenance"), "provenance")
         try:

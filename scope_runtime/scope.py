@@ -124,8 +124,7 @@ def run_policy(
     """
 
     def policy_for(actual: Settings, changes: Sequence[str]) -> tuple[Policy, str]:
-        if policy.gap_weights is not None:
-            policy.gap_weights.check_settings(actual)
+        policy.check_settings(actual)
         return policy, ""
 
     context = ContextOptions(offload_context, max_context_bytes)

@@ -104,6 +104,7 @@ class Settings:
         noised_prefix: Whether such a prefix is noised anew in every row (``addnoise_condition``).
         last_num_frames: Frames of a long video's last window, where that one is shorter; None where it is not.
         lora_scale: What the call multiplies the scales of LoRA adapters by (``attention_kwargs={"scale": ...}``).
+        options: Further arguments of the call that change the denoising, by name, where a family has such.
     """
 
     height: int
@@ -119,6 +120,7 @@ class Settings:
     noised_prefix: bool = False
     lora_scale: float = 1.0
     last_num_frames: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         data = vars(self)
@@ -131,6 +133,7 @@ class Settings:
         _check.string(data, "dtype", "settings")
         if not isinstance(self.scheduler, Scheduler):
             raise ProfileError("settings.scheduler", f"must be a Scheduler, not {type(self.scheduler).__name__}")
+        _check.plain_json(_check.mapping(self.options, "settings.options"), "settings.options")
         for key in ("prefix", "noised_prefix"):
             if not isinstance(data[key], bool):
                 raise ProfileError(f"settings.{key}", f"must be true or false, not {shown(data[key])}")
@@ -148,6 +151,9 @@ class Settings:
             if isinstance(mine, Scheduler):
                 found += mine.mismatches(theirs)
                 continue
+            if f.name == "options":
+                found += _other_options(mine, theirs)
+                continue
             # A profile for windowed video also fits its first window, which has no prefix.
             fits = theirs <= mine if isinstance(mine, bool) else theirs == mine
             if f.name == "num_frames":
@@ -163,10 +169,23 @@ class Settings:
         """Plain JSON form."""
         data = asdict(self)
         data["scheduler"]["sigmas"] = list(self.scheduler.sigmas)
+        if not self.options:
+            del data["options"]  # families without any are written as they were before there were some
         return data
 
     @classmethod
     def from_dict(cls, data: Any) -> Settings:
         """Inverse of `to_dict`; every field must be there."""
+        if isinstance(data, Mapping):
+            data = {"options": {}, **data}
         known = _check.complete(data, [f.name for f in fields(cls)], "settings")
         return cls(**{**known, "scheduler": Scheduler.from_dict(known["scheduler"])})
+
+
+def _other_options(calibrated: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
+    """One phrase per option that is another one."""
+    return [
+        f"options.{named(key)} is {shown(actual.get(key))}, calibrated for {shown(calibrated.get(key))}"
+        for key in sorted(calibrated.keys() | actual.keys())
+        if calibrated.get(key) != actual.get(key)
+    ]

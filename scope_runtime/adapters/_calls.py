@@ -42,10 +42,14 @@ class Shadow:
         """Puts back what was there; what others have put there meanwhile stays. Harmless when called twice."""
         if not self.in_place:
             return
+        self.undo(self._owner)
+
+    def undo(self, owner: Any) -> None:
+        """Puts back what was there on the object, or on a copy of it."""
         if self._before is _NOTHING:
-            delattr(self._owner, self._name)
+            delattr(owner, self._name)
         else:
-            setattr(self._owner, self._name, self._before)
+            setattr(owner, self._name, self._before)
 
 
 class NotCopied:
@@ -64,6 +68,9 @@ class CallGate(NotCopied):
     It stands in for ``pipe.check_inputs``, the first thing that a diffusers pipeline does. Whether the admitted call
     still runs is read off its thread's stack: an exception, however deep, ends it without telling anybody.
 
+    Attributes:
+        arguments: Of the admitted call by name, those at their defaults included, until `forget`.
+
     Args:
         pipe: A diffusers pipeline.
         look: Called when a call is admitted, before it does anything; what it raises ends the call.
@@ -74,6 +81,7 @@ class CallGate(NotCopied):
         self._check_inputs = pipe.check_inputs
         self._lock = threading.Lock()
         self._admitted: tuple[int, int, CodeType] | None = None
+        self.arguments: dict[str, Any] = {}
         self._shadow = Shadow(pipe, "check_inputs", self._admit)
 
     def owns(self) -> bool:
@@ -94,6 +102,15 @@ class CallGate(NotCopied):
         """Whether the admitted call still runs."""
         return self._runs_beside(None)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether calls still come by here."""
+        return self._shadow.in_place
+
+    def forget(self) -> None:
+        """Lets go of the call's arguments, among them whatever it was given to start from."""
+        self.arguments = {}
+
     def close(self) -> None:
         """Gives ``pipe.check_inputs`` back; harmless when called twice."""
         self._shadow.remove()
@@ -105,6 +122,9 @@ class CallGate(NotCopied):
                 if self._runs_beside(id(caller)):
                     raise ConcurrentCallError(_BUSY)
                 self._admitted = threading.get_ident(), id(caller), caller.f_code
+            code, values = caller.f_code, caller.f_locals
+            names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]  # without self
+            self.arguments = {name: values[name] for name in names}
             self._look()
         return self._check_inputs(*args, **kwargs)
 

@@ -1,15 +1,11 @@
 """SkyReels-V2 diffusion forcing in diffusers: where the runtime meets the pipeline, without a fork.
 
-Five places are touched while attached, and restored on detaching:
+Besides what every diffusers pipeline has (`scope_runtime.adapters._diffusers`), two places are touched while attached:
 
-- ``pipe.check_inputs`` is shadowed on the instance. It is the first thing that a call does: there a call is refused
-  while another one runs, and the attachment looks at what really runs.
 - ``pipe.generate_timestep_matrix`` is shadowed on the instance. It fires once per generation and once per long-video
   window and hands over the whole plan in advance: there the state of a window is born.
-- a diffusers `ModelHook` on the transformer answers its calls.
 - the self-attention processors attend to the captured context. Outside a running pass they step aside for the
   original processor.
-- ``__deepcopy__`` of the pipeline and of the transformer, so that copies are copies of the stock pipeline.
 """
 
 from __future__ import annotations
@@ -19,67 +15,25 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-from scope_runtime.adapters._calls import CallGate, NotCopied, Shadow
-from scope_runtime.adapters._hooks import Interception, loaded, stored_parameters
+from scope_runtime.adapters._calls import Shadow
+from scope_runtime.adapters._diffusers import HOOK, DiffusersAttachment
+from scope_runtime.adapters._hooks import loaded
+from scope_runtime.adapters._running import describe_scheduler, dtype_of, lora_scale
 from scope_runtime.adapters._skyreels_v2_attention import PrefixAttention
-from scope_runtime.adapters._skyreels_v2_running import (
-    describe_scheduler,
-    dtype_of,
-    lora_scale,
-    model_config,
-    model_state,
-    refuse,
-    windows_of_call,
-)
-from scope_runtime.context import ContextOptions, Pass, context_bytes, refuse_if_over
-from scope_runtime.digest import config_digest
-from scope_runtime.engine import Engine, Pilot, Recorder
+from scope_runtime.adapters._skyreels_v2_running import refuse, windows_of_call
+from scope_runtime.context import Pass, context_bytes
+from scope_runtime.engine import Engine, Model
 from scope_runtime.errors import AttachError
-from scope_runtime.identity import ModelIdentity, adapters_of, weights_digest
 from scope_runtime.policy import Policy, needs_stale_context
-from scope_runtime.report import Report
 from scope_runtime.schedule import Phase, Schedule
 from scope_runtime.settings import Settings
 
 if TYPE_CHECKING:
     from scope_runtime.adapters import PolicyFor
-
-_HOOK = "scope_runtime"
-
-
-class _NoState(BaseState):
-    def reset(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept per cache context; the manager is only there to be told the context's name."""
-
-
-class _TransformerHook(ModelHook):
-    """Hands the transformer's calls to the attachment, which may answer them without running it."""
-
-    _is_stateful = True
-
-    def __init__(self, attachment: SkyReelsV2Attachment) -> None:
-        super().__init__()
-        self.attachment = attachment
-        # diffusers tells every StateManager among a stateful hook's attributes which guidance branch is running.
-        self.state_manager = StateManager(_NoState)
-
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Stands in for the transformer's forward."""
-        context = self.state_manager._context
-        forward = self.fn_ref.original_forward
-        return self.attachment.answer(context.name if context else "cond", forward, args, kwargs)
-
-    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Called by the pipeline as the last thing a generation does."""
-        self.attachment.end_generation()
-        return module
 
 
 class _Call:
@@ -149,69 +103,28 @@ class _Call:
         return {block: part.flatten(1, 2) for block, part in zip(blocks, parts, strict=True)}
 
 
-class SkyReelsV2Attachment(NotCopied):
-    """Holds a pipeline accelerated until `detach`.
+class SkyReelsV2Attachment(DiffusersAttachment):
+    """Holds a SkyReels-V2 diffusion-forcing pipeline accelerated until `detach`; see `DiffusersAttachment`."""
 
-    Args:
-        pipe: A SkyReels-V2 diffusion-forcing pipeline.
-        policy_for: Chooses the policy of each generation from its real settings.
-        check: Refuses a model that is not the calibrated one, before anything is touched. With it, every generation is
-            held to what was checked.
-        observe: Record indicator and output changes.
-        recorder: Told of every row when observing.
-        pilot: Says what blocks hand over, in place of the policy.
-        context: Where context is kept and how much of it.
-
-    Raises:
-        AttachError: If the pipeline is of another kind, already accelerated, or if others have put something on it with
-            which not even exact mode is exact.
-    """
-
-    def __init__(
-        self,
-        pipe: Any,
-        policy_for: PolicyFor,
-        *,
-        check: Callable[[Any], None] | None = None,
-        observe: bool = False,
-        recorder: Recorder | None = None,
-        pilot: Pilot | None = None,
-        context: ContextOptions | None = None,
-    ) -> None:
-        self.pipe = pipe
-        self.transformer: Any = pipe.transformer
-        self.report = Report()
+    def __init__(self, pipe: Any, policy_for: PolicyFor, **options: Any) -> None:
         self.current_pass: Pass | None = None
         self.attends_to_prefix = False
-        self._policy_for = policy_for
-        self._observe = observe
-        self._recorder = recorder
-        self._pilot = pilot
-        self._context = context or ContextOptions()
-        self._engine: Engine | None = None
-        self._plan: dict[str, Any] | None = None
         self._rotary: torch.Tensor | None = None
         self._rotary_tables: dict[tuple[int, ...], torch.Tensor] = {}
-        self._changes: list[str] = []
-        self._altering = refuse(pipe.transformer, _HOOK)
-        if check is not None:
-            check(pipe)
-        self._promised = model_state(pipe.transformer) if check is not None else None
-        self._looked = False
-        self._take_hold()
+        super().__init__(pipe, policy_for, **options)
 
-    def _take_hold(self) -> None:
-        pipe = self.pipe
-        self._generate_timestep_matrix = pipe.generate_timestep_matrix
-        self._gate = CallGate(pipe, self.look)
-        self._matrix = Shadow(pipe, "generate_timestep_matrix", self._begin_window)
-        self._copies = Shadow(pipe, "__deepcopy__", partial(self._copy, pipe))
-        self._hold_transformer()
+    def _refuse(self, transformer: Any, *, held: bool) -> list[str]:
+        return refuse(transformer, HOOK, *((self, self._processors) if held else ()))
 
-    def _hold_transformer(self) -> None:
+    def _hold_pipeline(self) -> None:
+        self._generate_timestep_matrix = self.pipe.generate_timestep_matrix
+        self._matrix = Shadow(self.pipe, "generate_timestep_matrix", self._begin_window)
+
+    def _release_pipeline(self) -> None:
+        self._matrix.remove()
+
+    def _hold_layers(self) -> None:
         transformer = self.transformer
-        self._transformer_copies = Shadow(transformer, "__deepcopy__", partial(self._copy, transformer))
-        self._interception = Interception(transformer, _TransformerHook(self), _HOOK)
         self._rope_hook = transformer.rope.register_forward_hook(self._replace_rotary)
         self._attention = [block.attn1 for block in transformer.blocks]
         self._processors = [
@@ -220,44 +133,11 @@ class SkyReelsV2Attachment(NotCopied):
         for attention, processor in zip(self._attention, self._processors, strict=True):
             attention.set_processor(processor)
 
-    def detach(self) -> None:
-        """Puts back what was there; what others have put there meanwhile stays theirs. Harmless when called twice."""
-        self._gate.close()
-        self._matrix.remove()
-        self._copies.remove()
-        self._release_transformer()
-
-    def _release_transformer(self) -> None:
-        self._forget(self._plan)
-        self._transformer_copies.remove()
-        self._interception.remove()
+    def _release_layers(self) -> None:
         self._rope_hook.remove()
         for attention, processor in zip(self._attention, self._processors, strict=True):
             if attention.processor is processor:
                 attention.set_processor(processor.original)
-
-    def _copy(self, original: Any, memo: dict[int, Any]) -> Any:
-        """Stands in for ``__deepcopy__``: a copy of the pipeline, or of its transformer, as it is without this."""
-        if self._gate.busy:
-            raise AttachError("this pipeline is in the middle of a generation: copy it before or after")
-        refuse(self.transformer, _HOOK, self, self._processors)
-        self.detach()
-        try:
-            return copy.deepcopy(original, memo)
-        finally:
-            self._take_hold()
-
-    @staticmethod
-    def identity(pipe: Any) -> ModelIdentity:
-        """Identity of a loaded pipeline."""
-        transformer = pipe.transformer
-        return ModelIdentity(
-            pipeline=type(pipe).__name__,
-            transformer=type(transformer).__name__,
-            config=config_digest(model_config(transformer)),
-            weights=weights_digest(stored_parameters(transformer)),
-            adapters=adapters_of(dict(transformer.named_modules())),
-        )
 
     @staticmethod
     def settings(pipe: Any, **call: Any) -> Settings:
@@ -285,30 +165,14 @@ class SkyReelsV2Attachment(NotCopied):
             last_num_frames=None if last == first else last,
         )
 
-    # What really runs.
-
     def look(self) -> None:
-        """Looks at what really runs, at the start of every generation and before anything is computed.
-
-        What cannot be run exactly either is refused. Where a model was promised, `_changes` says in what it is another
-        one now.
-        """
-        transformer = self.pipe.transformer
+        """See `DiffusersAttachment.look`."""
         if not self._matrix.in_place:
             raise AttachError(
                 "pipe.generate_timestep_matrix was replaced while the pipeline was accelerated, so its plan is not "
                 "known: close the scope and attach again"
             )
-        held = transformer is self.transformer
-        self._altering = refuse(transformer, _HOOK, *((self, self._processors) if held else ()))
-        if not held:
-            self._release_transformer()
-            self.transformer = transformer
-            self._hold_transformer()
-        self._interception.keep()
-        if self._promised:
-            self._changes = [*self._promised.differences(model_state(transformer)), *self._altering]
-        self._looked = True
+        super().look()
 
     # A generation, in the order of events.
 
@@ -318,51 +182,21 @@ class SkyReelsV2Attachment(NotCopied):
         # Of the class: others may have put something with another signature in its place.
         bound = inspect.signature(type(self.pipe).generate_timestep_matrix).bind(None, *args, **kwargs)
         bound.apply_defaults()
-        # Every call sets the timestep to None, every row to something else: None here is a new generation, anything
-        # else a further window of the one that is running.
-        if self.pipe._current_timestep is None:
-            if not self._looked:
-                self.look()  # others may have put something in the place of `check_inputs`
-            self._looked = False
-            self.report = Report.begin(self.pipe._execution_device)
-        self._interception.keep()
         step_matrix, step_index, update, _ = result
-        self._plan = {**bound.arguments, "step_index": step_index, "update": update}
-        self._engine = None
+        plan = {**bound.arguments, "step_index": step_index, "update": update}
+        self._begin(plan)
         self._rotary_tables = {}
         # The pipeline holds the matrix as long as the window runs, also when an exception ends it.
-        weakref.finalize(step_matrix, self._forget, self._plan).atexit = False
+        weakref.finalize(step_matrix, self._forget, plan).atexit = False
         return result
 
-    def answer(self, branch: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Answers a transformer call: from the engine inside a generation, by the stock forward outside one."""
-        if self._plan is None or not self._gate.owns():
-            return forward(*args, **kwargs)
-        arguments = _bind(forward, args, kwargs)
-        if self._engine is None:
-            self._engine = self._new_engine(arguments)
-        block_frames = self._engine.schedule.block_frames
-        outputs = self._engine.run(branch, _Call(self, forward, arguments, block_frames))
-        hidden = arguments["hidden_states"]
-        # Frames that are not active stay zero: the pipeline never reads them.
-        sample = hidden.new_zeros(hidden.shape[0], self.transformer.config.out_channels, *hidden.shape[2:])
-        for block, output in outputs.items():
-            sample[:, :, block * block_frames : (block + 1) * block_frames] = output
-        self.report.mark(hidden.device)
-        if not arguments.get("return_dict", True):
-            return (sample,)
-        return Transformer2DModelOutput(sample=sample)
-
-    def end_generation(self) -> None:
-        """Drops the state of the finished generation; its report stays."""
-        self._forget(self._plan)
-
     def _forget(self, plan: dict[str, Any] | None) -> None:
-        """Drops the state of the window with this plan, unless a later one has taken its place."""
         if self._plan is plan:
-            self._engine = None
-            self._plan = None
             self._rotary_tables = {}
+        super()._forget(plan)
+
+    def _call(self, forward: Callable[..., Any], arguments: dict[str, Any], engine: Engine) -> Model:
+        return _Call(self, forward, arguments, engine.schedule.block_frames)
 
     def _new_engine(self, arguments: dict[str, Any]) -> Engine:
         plan = self._plan
@@ -383,27 +217,20 @@ class SkyReelsV2Attachment(NotCopied):
             for b, t in enumerate(arguments["timestep"][0, ::block_frames].tolist())
             if t != 0 and schedule.phase[0][b] is Phase.COMPLETE
         )
-        policy, note = self._policy_for(self._settings(arguments, plan, bool(volatile)), self._changes)
-        refuse_if_over(self._context_bytes(schedule, policy, arguments["hidden_states"]), self._context)
-        engine = Engine(
-            schedule,
-            policy,
-            observe=self._observe,
-            recorder=self._recorder,
-            pilot=self._pilot,
-            volatile=volatile,
-            offload=self._context.offload,
-        )
-        notes = [note] if note else []
+        notes = []
         if not causal:
             notes.append("Attention is bidirectional (causal_block_size 1): nothing can be left out of a computed row.")
         if volatile:
             notes.append("addnoise_condition noises the prefix anew in every row: its context cannot be reused.")
         if self._altering:
             notes.append(f"Exact only where every token is treated alike by {', '.join(self._altering)}.")
-        engine.report.note = " ".join(notes)
-        self.report.windows.append(engine.report)
-        return engine
+        return self._engine_of(
+            schedule,
+            self._settings(arguments, plan, bool(volatile)),
+            volatile=volatile,
+            context_bytes=lambda policy: self._context_bytes(schedule, policy, arguments["hidden_states"]),
+            notes=tuple(notes),
+        )
 
     def _context_bytes(self, schedule: Schedule, policy: Policy | None, hidden: torch.Tensor) -> int:
         """What the context of this window will take at most."""
@@ -478,10 +305,3 @@ class SkyReelsV2Attachment(NotCopied):
             tokens = table.shape[1] * block_frames // hidden.shape[2]
             self._rotary_tables[blocks] = torch.cat([table[:, b * tokens : (b + 1) * tokens] for b in blocks], dim=1)
         return self._rotary_tables[blocks]
-
-
-def _bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The call's arguments by name."""
-    if not args:
-        return kwargs
-    return dict(inspect.signature(forward).bind(*args, **kwargs).arguments)

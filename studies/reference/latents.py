@@ -6,6 +6,8 @@ needs no VAE, and the two are trained side by side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -17,19 +19,26 @@ def scene(seed: int, index: int) -> world.Scene:
     return world.sample_scene(np.random.default_rng([seed, 2, index]), "train")
 
 
-def data_set(seed: int, clips: int) -> tuple[torch.Tensor, list[str]]:
+def data_set(
+    seed: int, clips: int, keyframes: Sequence[int] = range(0, world.FRAMES, 4)
+) -> tuple[torch.Tensor, list[str]]:
     """The first `clips` clips of the data set `seed`.
 
+    Args:
+        seed: of the data set.
+        clips: how many.
+        keyframes: numbers of the frames that the latents are small pictures of, in order.
+
     Returns:
-        Latents [clips, LATENT_CHANNELS, LATENT_FRAMES, LATENT_SIZE, LATENT_SIZE] as half floats, normalised, and the
+        Latents [clips, LATENT_CHANNELS, keyframes, LATENT_SIZE, LATENT_SIZE] as half floats, normalised, and the
         captions.
     """
-    shape = (clips, models.LATENT_CHANNELS, models.LATENT_FRAMES, models.LATENT_SIZE, models.LATENT_SIZE)
+    shape = (clips, models.LATENT_CHANNELS, len(keyframes), models.LATENT_SIZE, models.LATENT_SIZE)
     latents = torch.empty(shape, dtype=torch.float16)
     captions = []
     for index in range(clips):
         drawn = scene(seed, index)
-        keyframes = codec.to_video(world.render(drawn, every=4))
-        latents[index] = codec.shrink(keyframes)[0] / models.LATENT_STD
+        video = codec.to_video(world.render(drawn, frames=keyframes[-1] + 1, kept=keyframes))
+        latents[index] = codec.shrink(video)[0] / models.LATENT_STD
         captions.append(drawn.caption)
     return latents, captions

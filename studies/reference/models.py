@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLWan,
+    DiffusionPipeline,
     SkyReelsV2DiffusionForcingPipeline,
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
@@ -158,6 +159,11 @@ def save_pipeline(
         vae=vae,
         scheduler=build_scheduler(),
     )
+    write_folder(folder, pipeline)
+
+
+def write_folder(folder: Path, pipeline: DiffusionPipeline) -> None:
+    """Write any pipeline to `folder`, replacing what is there in one rename."""
     fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)

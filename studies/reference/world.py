@@ -192,24 +192,24 @@ def held_out_prompts(count: int, seed: int = 0) -> list[str]:
     return list(prompts)
 
 
-def render(scene: Scene, frames: int = FRAMES, size: int = SIZE, every: int = 1) -> Frames:
+def render(scene: Scene, frames: int = FRAMES, size: int = SIZE, kept: slice | Sequence[int] = slice(None)) -> Frames:
     """Render a scene.
 
     Args:
         scene: what to render.
         frames: the clip's length.
         size: height and width in pixels.
-        every: 1 to render all frames, n to render frames 0, n, 2 n, ... only.
+        kept: which of these frames are rendered; all of them, if nothing is said.
 
     Returns:
-        Float32 frames [ceil(frames / every), size, size, 3] in [-1, 1].
+        Float32 frames [frames or as many as are kept, size, size, 3] in [-1, 1].
     """
     scale = size / SIZE
     # Pixel centres, in the units of the 64-pixel world.
     axis = (np.arange(size, dtype=np.float32) + 0.5) / scale
     x, y = axis[None, None, :], axis[None, :, None]
-    kept = slice(None, None, every)
-    out: Frames = np.repeat(_render_background(scene.background, x[0], y[0])[None], len(range(frames)[kept]), axis=0)
+    count = len(np.arange(frames)[kept])
+    out: Frames = np.repeat(_render_background(scene.background, x[0], y[0])[None], count, axis=0)
     reach = SPEEDS[scene.spec.speed] * TRAIL_FRAMES
     seen = []
     for shape, (path, heading) in zip(scene.objects, _courses(scene, frames), strict=True):

@@ -44,7 +44,8 @@ def test_a_new_family_needs_its_adapter_and_its_registration_alone(monkeypatch: 
     with pytest.raises(
         AttachError,
         match="ToyPipeline is not a pipeline that scope_runtime knows: it accelerates SkyReels-V2 diffusion-forcing "
-        "pipelines of diffusers and MAGI-1's own model or pipeline$",
+        "pipelines of diffusers, MAGI-1's own model or pipeline, HeliosPipeline of diffusers and "
+        "HunyuanVideoFramepackPipeline of diffusers$",
     ):
         exact(pipe)
     adapter = ModuleType("scope_runtime.adapters.toy")
@@ -58,5 +59,5 @@ def test_a_new_family_needs_its_adapter_and_its_registration_alone(monkeypatch: 
     with exact(pipe):
         assert pipe.held
     assert not pipe.held
-    with pytest.raises(AttachError, match=r"diffusers, MAGI-1's own model or pipeline and toys$"):
+    with pytest.raises(AttachError, match=r"HunyuanVideoFramepackPipeline of diffusers and toys$"):
         exact(object())
