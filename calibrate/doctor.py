@@ -87,7 +87,7 @@ def _requirements(file: StudyFile) -> Generator[Check, None, Footprint | None]:
             yield Check("settings", "failed", str(error))
     if footprint is not None and weights is not None:
         shapes, parameters = footprint, weights.figures["parameters"]
-        yield _settings(shapes)
+        yield shapes.described()
         yield from _checked("memory", lambda: _memory(file, shapes, parameters))
         yield from _checked("disk", lambda: _disk(study, shapes))
     yield from _checked("export", lambda: _export(file))
@@ -146,23 +146,6 @@ def _device(study: Study) -> Check:
             return Check("device", "warning", f"{name}, in float32; set model.torch_dtype to bfloat16, as is usual")
         return Check("device", "ok", f"{name}, {dtype}")
     return Check("device", "ok", f"{device}, {dtype}")
-
-
-def _settings(footprint: Footprint) -> Check:
-    if footprint.bidirectional:
-        return Check(
-            "settings",
-            "warning",
-            "attention is bidirectional (causal_block_size 1): nothing can be left out of a computed row; set "
-            "causal_block_size to 5 and ar_step to 5 for asynchronous generation",
-        )
-    return Check(
-        "settings",
-        "ok",
-        f"{footprint.latent_frames} latent frames in {footprint.blocks} blocks, {footprint.rows} rows, "
-        f"{footprint.latent_frames * footprint.patches} tokens",
-        {"latent_frames": footprint.latent_frames, "blocks": footprint.blocks, "rows": footprint.rows},
-    )
 
 
 def _memory(file: StudyFile, footprint: Footprint, parameters: int) -> Check:

@@ -319,6 +319,11 @@ def _recorded_setup(profile: Profile, path: Path, model: Path) -> tuple[ModelSpe
         raise ProfileError("provenance.verify", f"is damaged in {path}; export the profile again") from error
     if not cases:
         raise ProfileError("provenance.verify.cases", f"is empty in {path}; export the profile again")
+    if any(case.image_digest for case in cases):
+        raise CalibrateError(
+            f"{path}: its videos start from images, which a profile does not hold; name the study: "
+            f"`{_verify_command(profile, path)}`."
+        )
     return spec, generation, cases, timing
 
 

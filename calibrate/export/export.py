@@ -253,7 +253,7 @@ class Exporter:
             "verify": {
                 "model_spec": study.model.model_dump(mode="json", exclude={"path"}),
                 "generation": study.generation.model_dump(mode="json"),
-                "cases": [case.model_dump(mode="json") for case in study.held_out_cases],
+                "cases": [case.content for case in study.held_out_cases],
                 "timing": study.timing.model_dump(mode="json"),
             },
         }

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import PlainValidator, SerializeAsAny, ValidationError
 
 from calibrate.families.family import Family
+from calibrate.families.framepack import Framepack
+from calibrate.families.helios import Helios
 from calibrate.families.magi_1 import Magi1
 from calibrate.families.skyreels_v2 import SkyReelsV2
 from calibrate.spec.generation import Generation, ModelSpec
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 FAMILIES: tuple[Family[Any], ...] = (
     SkyReelsV2(),
     Magi1(),
+    Helios(),
+    Framepack(),
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from calibrate.families.check import Check
 from calibrate.spec.generation import Generation
 from scope_runtime.context import context_bytes
 
@@ -95,9 +96,30 @@ class Footprint:
         return _FLOAT32_BYTES * (frames + latents)
 
     @property
+    def tokens(self) -> int:
+        """That the transformer sees at once."""
+        return self.latent_frames * self.patches
+
+    def described(self) -> Check:
+        """The check that says what a generation consists of."""
+        if self.bidirectional:
+            return Check(
+                "settings",
+                "warning",
+                "attention is bidirectional (causal_block_size 1): nothing can be left out of a computed row; set "
+                "causal_block_size to 5 and ar_step to 5 for asynchronous generation",
+            )
+        return Check(
+            "settings",
+            "ok",
+            f"{self.latent_frames} latent frames in {self.blocks} blocks, {self.rows} rows, {self.tokens} tokens",
+            {"latent_frames": self.latent_frames, "blocks": self.blocks, "rows": self.rows},
+        )
+
+    @property
     def flops(self) -> float:
         """Floating-point operations of one stock generation's transformer calls; text encoder and VAE not counted."""
-        tokens = self.latent_frames * self.patches
+        tokens = self.tokens
         projections = 12 * tokens * self.width**2  # self-attention's four, cross-attention's query and output
         feed_forward = 4 * tokens * self.width * self.ffn_width
         attention = 4 * tokens**2 * self.width

@@ -91,6 +91,32 @@ class SchedulerLookahead:
         return torch.stack(results, dim=3)
 
 
+class ChunkLookahead:
+    """The diffusers scheduler of a running chunk, which steps all of its frames together; see `Lookahead`.
+
+    Args:
+        scheduler: The pipeline's.
+        shares: See `Lookahead`.
+    """
+
+    opens_raw = False
+
+    def __init__(self, scheduler: Any, shares: Mapping[str, float]) -> None:
+        self.shares = shares
+        self._scheduler = scheduler
+
+    def begin(self, frames: int) -> None:
+        """The scheduler knows that a chunk has begun: it was set for it."""
+
+    def ahead(self, frames: range, state: torch.Tensor, updates: range, outputs: torch.Tensor) -> torch.Tensor:
+        """By stepping a copy of the scheduler, every output and clip as one batch."""
+        scheduler = _repeated(self._scheduler, outputs.shape[0], state.shape)
+        latents, output = state.repeat(outputs.shape[0], 1, 1, 1, 1), outputs.flatten(0, 1)
+        for timestep in scheduler.timesteps[updates.start : updates.stop]:
+            latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+        return latents.unflatten(0, outputs.shape[:2])
+
+
 def _repeated(scheduler: Any, times: int, shape: Sequence[int]) -> Any:
     """A copy whose tensors of the latents' shape are repeated along the batch dimension."""
 

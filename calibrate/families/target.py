@@ -27,7 +27,7 @@ from scope_runtime import ModelIdentity, Policy, Report, Settings
 from scope_runtime.engine import Pilot
 
 T = TypeVar("T")
-# Takes a row's number and the latents [batch, channels, latent frames, h, w] that it led to.
+# Takes a row's number and the latents [batch, channels, latent frames, h, w] that it led to, those of its window.
 AfterRow = Callable[[int, torch.Tensor], None]
 # Takes final latents [1, channels, complete latent frames, h, w].
 Watch = Callable[[torch.Tensor], None]
@@ -75,7 +75,7 @@ class Target(ABC):
         self.generation = generation
         self.model = {**ModelIdentity.of(pipe).to_dict(), CONTENT: content}
         self.settings = settings
-        self._embeds: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._embeds: dict[str, tuple[Any, ...]] = {}
         self._encode_seconds: dict[str, float] = {}
         self._warm = False
 
@@ -107,7 +107,7 @@ class Target(ABC):
         return list(pairwise([0, *ends, frames]))
 
     @abstractmethod
-    def _encode(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _encode(self, prompt: str) -> tuple[Any, ...]:
         """Text embeddings of a prompt, and what goes with them."""
 
     @abstractmethod
@@ -131,7 +131,7 @@ class Target(ABC):
             self.decode(self._generate_little(case))
             self._warm = True
 
-    def encode(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def encode(self, prompt: str) -> tuple[Any, ...]:
         """Text embeddings of the prompt and what goes with them (such as those of the negative prompt), once."""
         if prompt not in self._embeds:
             with torch.no_grad():
@@ -149,8 +149,8 @@ class Target(ABC):
         Args:
             case: Prompt and seed.
             watch: Called with the final latents of the first blocks as soon as another block is complete, unless it is
-                the last; what it raises ends the generation. Not called for a video of several windows.
-            after_row: Called after every row, where the family allows that; not for a video of several windows.
+                the last; what it raises ends the generation. Called where the family allows that.
+            after_row: Called after every row, where the family allows that.
         """
         self.encode(case.prompt)
         watched = 0.0

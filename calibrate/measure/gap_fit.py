@@ -11,6 +11,9 @@ the same, so both come from stepping copies of it), the weights are
     W = W0 + argmin_dW  sum over clips |X - A - sum_j dW_j R_j|^2 + lambda |dW|^2
 
 where X is the full run's state at k + g. They are applied, and the next gap sees the error that is left.
+
+Of a video of several windows, such as one made chunk by chunk, the first has weights of its own, for nothing comes
+before it; those of the second hold for all that follow.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ from scope_runtime import Policy, Schedule, Settings
 from scope_runtime.gap_weights import GapWeights
 from scope_runtime.policy import Mode
 
+# The first window, and the second in place of all further ones.
+_FITTED_WINDOWS = 2
 # What the prior's slope is damped by, and how strongly weights are held to it.
 _DAMPING, _RIDGE = 0.75, 1e-4
 
@@ -47,11 +52,11 @@ class Truth:
     """States of full runs that a fit aims at.
 
     Attributes:
-        states: After every step of every block [clips, steps, blocks, elements].
+        windows: After every step of every block [clips, steps, blocks, elements], for each window.
         elements: Which of a block's elements these are, in the order of its flattened latents [elements].
     """
 
-    states: torch.Tensor
+    windows: tuple[torch.Tensor, ...]
     elements: torch.Tensor
 
     @classmethod
@@ -61,11 +66,15 @@ class Truth:
         Raises:
             CalibrateError: If their runs could not be looked at.
         """
-        windows = [baseline.trace.windows for baseline in baselines]
-        if any(len(window) > 1 or window[0].states is None for window in windows):
-            raise CalibrateError("search.learned: weights cannot be fitted for these settings; leave it out.")
-        elements = baselines[0].latents.numel() // windows[0][0].schedule.blocks
-        return cls(torch.stack([w[0].states for w in windows if w[0].states is not None]), kept_elements(elements))
+        found: list[torch.Tensor] = []
+        for windows in zip(*(baseline.trace.windows for baseline in baselines), strict=True):
+            states = [window.states for window in windows if window.states is not None]
+            if len(states) < len(windows):
+                raise CalibrateError("search.learned: weights cannot be fitted for these settings; leave it out.")
+            found.append(torch.stack(states))
+        frames = baselines[0].trace.windows[0].schedule.block_frames
+        elements = baselines[0].latents[:, :, :frames].numel()
+        return cls(tuple(found), kept_elements(elements))
 
 
 @dataclass(frozen=True)
@@ -129,12 +138,18 @@ class FitWeights:
         with target.lookahead() as ahead:
             fit = GapFit(plan, self.reference, ahead, depth=self.depth)
             report = target.denoise_together(self.cases, self.policy, fit).report
-        weights = GapWeights.fitted(
-            plan, target.settings, depth=self.depth, classes=range(len(plan[0])), weights=fit.weights
-        )
+        first, *later = [
+            dataclasses.replace(
+                self.policy,
+                gap_weights=GapWeights.fitted(
+                    plan, target.settings, depth=self.depth, classes=range(len(plan[0])), weights=weights
+                ),
+            )
+            for weights in fit.weights
+        ]
         clips = len(self.cases)
         return Fitted(
-            policy=dataclasses.replace(self.policy, gap_weights=weights),
+            policy=dataclasses.replace(later[0], first_window=first) if later else first,
             evaluations=clips * report.evaluations,
             stock_evaluations=clips * report.stock_evaluations,
             seconds=time.monotonic() - start,
@@ -168,11 +183,16 @@ class GapFit:
         self._at: dict[int, list[int]] = {}
         self._handed: dict[tuple[int, str], torch.Tensor] = {}
         self._schedule: Schedule | None = None
-        self.weights: dict[tuple[int, int, str], tuple[float, ...]] = {}
+        self._window = -1
+        self.weights: list[dict[tuple[int, int, str], tuple[float, ...]]] = []
 
     def begin(self, schedule: Schedule) -> None:
-        """The window begins."""
+        """A window begins, and knows nothing of the one before."""
         self._schedule = schedule
+        self._window += 1
+        if self._window < _FITTED_WINDOWS:
+            self.weights.append({})
+        self._raw, self._at, self._handed = {}, {}, {}
         self._ahead.begin(schedule.blocks * schedule.block_frames)
 
     def hand_over(
@@ -210,7 +230,10 @@ class GapFit:
         times.insert(0, step)
         count = len(self._raw[block, self._branches[-1]])
         del times[count:]
-        if row == 0 and self._ahead.opens_raw:
+        known = self.weights[-1]
+        if self._window >= _FITTED_WINDOWS:
+            found = torch.cat([share * torch.tensor(known[block, step, b]) for b, share in self._ahead.shares.items()])
+        elif row == 0 and self._ahead.opens_raw:
             found = torch.tensor(self._shares)
         else:
             prior = torch.tensor([share * weight for share in self._shares for weight in _prior(times, gap)])
@@ -223,7 +246,7 @@ class GapFit:
         missing = torch.zeros_like(last)
         for number, (branch, share) in enumerate(self._ahead.shares.items()):
             own = found[number * count : (number + 1) * count] / share
-            self.weights[block, step, branch] = tuple(own.tolist())
+            known[block, step, branch] = tuple(own.tolist())
             raw = torch.stack(self._raw[block, branch])
             self._handed[block, branch] = torch.einsum("j,j...->...", own.to(raw), raw)
             missing += share * (self._handed[block, branch] - raw[0])
@@ -233,7 +256,7 @@ class GapFit:
         """The weights [n] from the states [1 + n, clips, ...] that the prior, and each output beside it, lead to."""
         picked = ends.flatten(2)[:, :, self._truth.elements.to(ends.device)].double().cpu()
         reached, added = picked[0], picked[1:] - picked[0]
-        missing = self._truth.states[:, last, block].double() - reached
+        missing = self._truth.windows[self._window][:, last, block].double() - reached
         normal = torch.einsum("ipe,jpe->ij", added, added)
         right = torch.einsum("ipe,pe->i", added, missing)
         ridge = _RIDGE * normal.diagonal().mean() * torch.eye(len(normal), dtype=normal.dtype)

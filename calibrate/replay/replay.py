@@ -52,7 +52,7 @@ class Replayed:
     Attributes:
         plans: Mode letters per case, over all windows.
         besides: What else decides the outputs: order and axis, step-ratio limit, context window, data type and
-            captures, gap weights.
+            captures, gap weights; and the same of the first window, where that has rules of its own.
         evaluations: Block evaluations per case.
         stock_evaluations: Of the stock pipeline, per case.
         errors: Magnitudes [cases, blocks, `CHANNELS`]: root mean square error of the outputs used, times the step in
@@ -128,7 +128,8 @@ class Replay:
         """A name for what a policy does that is known without replaying it."""
         if not _is_shared(policy):
             return None
-        plans = tuple(plan_of(policy, window.schedule) for window in self.traces[0].windows)
+        windows = self.traces[0].windows
+        plans = tuple(plan_of(policy.of_window(number), window.schedule) for number, window in enumerate(windows))
         return plans, *_besides(policy), policy.stale_tolerance is None
 
 
@@ -145,14 +146,20 @@ def _one_thread() -> Iterator[None]:
 
 def _is_shared(policy: Policy) -> bool:
     """Whether decisions are the same for every case: made from the schedule alone."""
-    return not policy.needs_content and not _looks_at_outputs(policy)
+    return not any(rules.needs_content or _looks_at_outputs(rules) for rules in _rules_of(policy))
+
+
+def _rules_of(policy: Policy) -> tuple[Policy, ...]:
+    """A policy, and that of its first window where it has one."""
+    return (policy, policy.first_window) if policy.first_window is not None else (policy,)
 
 
 def _besides(policy: Policy) -> tuple[object, ...]:
     # Of order 0 nothing is extrapolated along any axis.
     axis = policy.axis if policy.order else None
     context = policy.context_window, policy.context_dtype, policy.captures
-    return policy.order, axis, policy.max_step_ratio, *context, policy.gap_weights
+    own = policy.order, axis, policy.max_step_ratio, *context, policy.gap_weights
+    return own if policy.first_window is None else (*own, _besides(policy.first_window))
 
 
 def _looks_at_outputs(policy: Policy) -> bool:
@@ -162,12 +169,15 @@ def _looks_at_outputs(policy: Policy) -> bool:
 
 def _is_one_for_all_branches(policy: Policy) -> bool:
     """Whether the branches' guided combination can stand for them, because nothing is decided or weighed by branch."""
-    return not _looks_at_outputs(policy) and policy.gap_weights is None
+    return not any(_looks_at_outputs(rules) or rules.gap_weights is not None for rules in _rules_of(policy))
 
 
 def _replay_together(policy: Policy, traces: Sequence[Trace], *, combined: bool) -> Replayed:
     windows = list(zip(*(trace.windows for trace in traces), strict=True))
-    played = [_replay_window(policy, traces, window, combined=combined) for window in windows]
+    played = [
+        _replay_window(policy.of_window(number), traces, window, combined=combined)
+        for number, window in enumerate(windows)
+    ]
     plan = tuple(row for engine, _ in played for row in engine.report.modes)
     # A combined branch stands for all of them.
     calls = len(traces[0].branches) if combined else 1

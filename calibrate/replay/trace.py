@@ -156,7 +156,7 @@ class TraceRecorder:
         self._windows[-1].add(row, self._branches.index(branch), changes, outputs)
 
     def after_row(self, row: int, latents: torch.Tensor) -> None:
-        """The latents [1, channels, frames, h, w] that a row of the only window led to."""
+        """The latents [1, channels, frames, h, w] that a row of the window that runs led to."""
         self._windows[-1].add_states(row, latents)
 
     def trace(self) -> Trace:
@@ -250,6 +250,9 @@ class TraceSize:
         windows: int,
         branches: int,
         max_samples: int = MAX_SAMPLES,
+        *,
+        block_frames: int | None = None,
+        states: bool | None = None,
     ) -> TraceSize:
         """Computes the bounds.
 
@@ -261,17 +264,21 @@ class TraceSize:
             windows: Of the video.
             branches: Outputs that are recorded per block and row.
             max_samples: Elements of a block's output that are kept.
+            block_frames: Latent frames of a block; the study's by default.
+            states: Whether the latents after every update are kept; by default of videos of one window.
         """
         steps = generation.num_inference_steps
         rows = steps + generation.ar_step * (blocks - 1)
-        elements = channels * generation.causal_block_size * (generation.height // scale) * (generation.width // scale)
+        frames = block_frames or generation.causal_block_size
+        elements = channels * frames * (generation.height // scale) * (generation.width // scale)
         samples = min(elements, max_samples)
         rank = min(steps * branches, samples)
-        states = steps * blocks * samples * 4 if windows == 1 else 0
+        kept = windows == 1 if states is None else states
+        states_bytes = steps * blocks * samples * 4 if kept else 0
         per_row_and_block = branches * rank * 4 + 8 + 8 + 1  # coordinates, change, sigma, phase
         return cls(
-            file_bytes=windows * (rows * blocks * per_row_and_block + states),
-            memory_bytes=windows * (blocks * steps * branches * samples * 4 + states),
+            file_bytes=windows * (rows * blocks * per_row_and_block + states_bytes),
+            memory_bytes=windows * (blocks * steps * branches * samples * 4 + states_bytes),
             share=samples / elements,
         )
 

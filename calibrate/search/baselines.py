@@ -56,7 +56,7 @@ class Baselines:
                 "model": self._target.model,
                 "settings": self._target.settings.to_dict(),
                 "generation": self._generation.model_dump(mode="json"),
-                "case": case.model_dump(mode="json"),
+                "case": case.content,
                 "device": self._target.device,
                 "versions": self._target.versions,
                 "trace": TRACE_FORMAT if self._traced else None,

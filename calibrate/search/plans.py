@@ -95,15 +95,16 @@ class Plans:
 
         Args:
             spec: What the study says.
-            schedule: Of its generations, which have one window.
+            schedule: Of its generations, the same for each window.
             period: The study's ``ar_step``; 0 where all blocks go through their steps together.
             seed: Of the draws.
         """
         self.spec = spec
         self.schedule = schedule
         self.period = spec.period or _period(period, _updates(schedule))
-        # Complete blocks that are offered once are captured by the model itself.
-        possible: list[Captures] = ["clean"] if schedule.offered_once else ["last", "clean"]
+        # Complete blocks that are offered once are captured by the model itself, and where blocks see all others,
+        # none are.
+        possible: list[Captures] = ["last", "clean"] if schedule.causal and not schedule.offered_once else ["clean"]
         self.captures = spec.captures or possible
         self._seed = seed
 

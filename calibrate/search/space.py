@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import optuna
@@ -48,7 +49,7 @@ class Space:
             predict_threshold = scale.threshold(cache_quantile + share * (1 - cache_quantile))
         stale_quantile = _choose(trial, "stale_quantile", spec.stale_quantile)
         order = _choose(trial, "order", spec.order)
-        return Policy(
+        policy = Policy(
             granularity=_choose(trial, "granularity", spec.granularity),
             indicator=indicator,
             noise_map=scale.noise_map,
@@ -67,6 +68,11 @@ class Space:
             context_window=_choose(trial, "context_window", spec.context_window),
             context_dtype=_choose(trial, "context_dtype", spec.context_dtype),
         )
+        if spec.first_window is None:
+            return policy
+        warmup = _suggest_int(trial, "first_warmup", spec.first_window.warmup)
+        max_skip = _suggest_int(trial, "first_max_skip", spec.first_window.max_skip)
+        return replace(policy, first_window=replace(policy, warmup=warmup, max_skip=max_skip))
 
     def first_candidates(self) -> list[dict[str, Any]]:
         """Parameters of the study's own candidates, or else of strong known schedules that lie within the space."""
@@ -91,11 +97,14 @@ class Space:
             )
         }
         if spec.candidates is not None:
-            return [with_axis({**shared, **first_choices, **candidate.given()}, spec) for candidate in spec.candidates]
+            given = [{**shared, **first_choices, **candidate.given()} for candidate in spec.candidates]
+            return [with_first_window(with_axis(parameters, spec), spec) for parameters in given]
         if "never" not in spec.predict_threshold:
             return []
         return [
-            with_axis({**shared, **first_choices, "warmup": warmup, "max_skip": max_skip}, spec)
+            with_first_window(
+                with_axis({**shared, **first_choices, "warmup": warmup, "max_skip": max_skip}, spec), spec
+            )
             for warmup, max_skip in _PERIODIC_SCHEDULES
             if _holds(spec.warmup, warmup) and _holds(spec.max_skip, max_skip)
         ]
@@ -112,6 +121,29 @@ def with_axis(parameters: Mapping[str, Any], spec: SearchSpace, wanted: str | No
         return rest
     wanted = parameters.get("axis", wanted)
     return {**rest, "axis": wanted if wanted in axes else axes[0]}
+
+
+def with_first_window(parameters: Mapping[str, Any], spec: SearchSpace, wanted: Policy | None = None) -> dict[str, Any]:
+    """Parameters with those of the first window, if the space has any: a policy's, or else the same as of all others.
+
+    Args:
+        parameters: With `warmup` and `max_skip`.
+        spec: The space.
+        wanted: The policy of a first window.
+    """
+    if spec.first_window is None:
+        return dict(parameters)
+    warmup, max_skip = (wanted.warmup, wanted.max_skip) if wanted else (parameters["warmup"], parameters["max_skip"])
+    return {
+        **parameters,
+        "first_warmup": within(warmup, spec.first_window.warmup),
+        "first_max_skip": within(max_skip, spec.first_window.max_skip),
+    }
+
+
+def within(value: int, allowed: IntRange) -> int:
+    """The allowed value nearest to one."""
+    return min(max(value, allowed.low), allowed.high)
 
 
 def _suggest_axis(trial: optuna.trial.BaseTrial, axes: Sequence[Axis]) -> str:

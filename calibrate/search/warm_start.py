@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from calibrate.search.space import Space, nearest_quantile, with_axis
-from calibrate.spec.strict import IntRange
+from calibrate.search.space import Space, nearest_quantile, with_axis, with_first_window, within
 from scope_runtime import Policy
 
 Choice = TypeVar("Choice")
@@ -54,9 +53,10 @@ def neighbours_of(policy: Policy, space: Space) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for warmup, skip in _NEIGHBOURS:
         parameters = centre | {
-            "warmup": _within(policy.warmup + warmup, spec.warmup),
-            "max_skip": _within(policy.max_skip + skip, spec.max_skip),
+            "warmup": within(policy.warmup + warmup, spec.warmup),
+            "max_skip": within(policy.max_skip + skip, spec.max_skip),
         }
+        parameters = with_first_window(parameters, spec, policy.first_window)
         if parameters not in found:
             found.append(parameters)
     return found
@@ -74,7 +74,7 @@ def _nearest(policy: Policy, space: Space) -> dict[str, Any]:
         "predict_threshold": _one_of(spec.predict_threshold, "searched" if limited else "never"),
         "granularity": _one_of(spec.granularity, policy.granularity),
         "order": _one_of(spec.order, policy.order),
-        "tail": _within(policy.tail, spec.tail),
+        "tail": within(policy.tail, spec.tail),
         "max_step_ratio": _one_of(spec.max_step_ratio, policy.max_step_ratio),
         "magnitude_bound": _one_of(spec.magnitude_bound, policy.magnitude_bound),
         "error_budget": _one_of(spec.error_budget, policy.error_budget),
@@ -91,7 +91,3 @@ def _nearest(policy: Policy, space: Space) -> dict[str, Any]:
 
 def _one_of(choices: Sequence[Choice], wanted: object) -> Choice:
     return next((choice for choice in choices if choice == wanted), choices[0])
-
-
-def _within(value: int, allowed: IntRange) -> int:
-    return min(max(value, allowed.low), allowed.high)

@@ -63,6 +63,16 @@ class Learned(Strict):
     depth: Annotated[list[Annotated[int, Field(ge=1, le=8)]], Field(min_length=1)] = [3]
 
 
+class FirstWindow(Strict):
+    """Rules of a generation's first window that may be others than those of all further ones.
+
+    What goes wrong in the first chunk of a video is part of what every later one sees.
+    """
+
+    warmup: IntRange = IntRange(low=1, high=6)
+    max_skip: IntRange = IntRange(low=1, high=6)
+
+
 class SearchSpace(Strict):
     """What the search may choose from.
 
@@ -76,7 +86,8 @@ class SearchSpace(Strict):
     `error_budget` is taken as it is (null is none). `context_window` and `context_dtype` bound the context's memory
     (null is exact), which is for studies with `floors.max_memory`. `candidates` are tried first, in place of the
     periodic schedules that every study begins with; with as many as `budget.trials` the study consists of them.
-    With `learned`, plans with learned weights are tried beside them.
+    With `learned`, plans with learned weights are tried beside them. With `first_window`, a video's first window has a
+    warm-up and a longest skip of its own, for families that make videos chunk by chunk.
     `method` may change while a study lasts: `replay` screens candidates on recorded traces and runs the promising ones,
     `plain` draws them from the results of real runs alone.
     """
@@ -103,12 +114,13 @@ class SearchSpace(Strict):
     context_dtype: Annotated[list[Literal["float32", "bfloat16", "float16"] | None], Field(min_length=1)] = [None]
     candidates: Annotated[list[Candidate], Field(min_length=1)] | None = None
     learned: Learned | None = None
+    first_window: FirstWindow | None = None
 
     @model_validator(mode="after")
     def _policies_allow(self) -> Self:
         """What is offered must make a policy; what a policy refuses is for `Policy` alone to say."""
         for name in SearchSpace.model_fields:
-            if name in Policy.__dataclass_fields__ and name != "predict_threshold":
+            if name in Policy.__dataclass_fields__ and name not in ("predict_threshold", "first_window"):
                 offered = getattr(self, name)
                 values: Sequence[Any] = (offered.low, offered.high) if isinstance(offered, IntRange) else offered or ()
                 for value in values:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from calibrate.errors import CalibrateError
 from calibrate.files import file_failure, read_text
 from calibrate.spec.generation import Case
+from calibrate.study.images import with_image
 from calibrate.study.study_yaml import read_yaml
 
 # Thousands of prompts fit.
@@ -16,7 +17,7 @@ _MOST_BYTES = 1 << 20
 
 
 def read_cases(path: Path) -> list[Case]:
-    """Reads a YAML or JSON list of `{prompt, seed}`, each case once.
+    """Reads a YAML or JSON list of `{prompt, seed}`, each case once; images are relative to the file.
 
     Raises:
         CalibrateError: If the file is missing or holds anything else, naming the case.
@@ -34,7 +35,7 @@ def read_cases(path: Path) -> list[Case]:
     cases = []
     for number, entry in enumerate(data):
         try:
-            cases.append(Case.model_validate(entry))
+            case = Case.model_validate(entry)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             field = ".".join(str(part) for part in (number, *problem["loc"]))
@@ -42,6 +43,7 @@ def read_cases(path: Path) -> list[Case]:
                 f"--cases: {path}: case {field}: {problem['msg'].removeprefix('Value error, ')}; each case is "
                 "{prompt: ..., seed: ...}."
             ) from error
+        cases.append(with_image(case, f"--cases: {path}: case {number}.image", path.parent))
     if len(set(cases)) < len(cases):
         raise CalibrateError(f"--cases: {path} holds the same prompt and seed twice; remove one of them.")
     return cases

@@ -29,6 +29,7 @@ from calibrate.spec.running import Budget, Export, QualityChecks, Score, Timing
 from calibrate.spec.search_space import SearchSpace
 from calibrate.spec.strict import Strict, not_to_be_kept
 from calibrate.store import has_secrets, masked_url, without_secrets
+from calibrate.study.images import with_image
 from calibrate.study.study_yaml import read_yaml
 from scope_runtime.errors import named, shown
 
@@ -82,7 +83,7 @@ class Study(Strict):
     def _cases_apart(self) -> Self:
         for field in _CASES:
             cases = getattr(self, field)
-            if len(set(cases)) != len(cases):
+            if len({(case.prompt, case.seed) for case in cases}) != len(cases):
                 raise ValueError(f"{field} holds the same prompt and seed twice; remove one of them")
         for one, other in combinations(_CASES, 2):
             prompts = {case.prompt for case in getattr(self, one)}
@@ -139,6 +140,12 @@ class Study(Strict):
     @model_validator(mode="after")
     def _fits_family(self) -> Self:
         self.model.refuse_unfit(self.generation, self.search)
+        for field in _CASES:
+            for number, case in enumerate(getattr(self, field)):
+                try:
+                    self.model.refuse_case(case)
+                except ValueError as error:
+                    raise ValueError(f"{field}.{number}.{error}") from error
         return self
 
     @property
@@ -168,12 +175,15 @@ class Study(Strict):
 
     def fixed_parts(self) -> dict[str, Any]:
         """What must stay the same for measurements of one study to be comparable."""
-        parts = self.model_dump(mode="json", include={"generation", "search_cases", "search"})
+        parts = self.model_dump(mode="json", include={"generation", "search"})
+        parts["search_cases"] = [case.content for case in self.search_cases]
         parts["model"] = self.model.fixed_parts()
         # Where the search begins and how it goes about it is no part of what it may choose from. Nor is what is
         # learned: a candidate's record holds its weights.
         for name in ("candidates", "method", "learned"):
             del parts["search"][name]
+        if parts["search"]["first_window"] is None:
+            del parts["search"]["first_window"]  # as studies were recorded before there was such a choice
         return parts
 
     def fixed_digest(self) -> str:
@@ -233,6 +243,12 @@ class StudyFile:
             self._data = data
         except ValidationError as error:
             raise CalibrateError(f"{path}: {_explain(error, data)}") from error
+        self.study = self.study.model_copy(
+            update={
+                field: [with_image(case, f"{path}: {field}.{n}.image", path.parent) for n, case in enumerate(cases)]
+                for field, cases in ((field, getattr(self.study, field)) for field in _CASES)
+            }
+        )
 
     def aim(
         self,

@@ -34,6 +34,7 @@ class Magi1Spec(ModelSpec):
 
     def refuse_unfit(self, generation: Generation, search: SearchSpace) -> None:
         """Refuses what the official code has no place for."""
+        generation.refuse_missing("ar_step", "causal_block_size")
         if generation.guidance_scale not in (1, 3):
             raise ValueError(
                 f"generation.guidance_scale must be MAGI-1's cfg_number, 3 or (distilled) 1, not "
@@ -44,9 +45,7 @@ class Magi1Spec(ModelSpec):
                 "generation.ar_step must be MAGI-1's num_steps / window_size and so divide num_inference_steps "
                 f"({generation.num_inference_steps}), not {generation.ar_step}"
             )
-        for name in ("negative_prompt", "overlap_history", "addnoise_condition"):
-            if getattr(generation, name):
-                raise ValueError(f"generation.{name} means nothing to family {self.family}; remove it")
+        generation.refuse_given(self.family, "negative_prompt", "overlap_history", "addnoise_condition")
         if search.learned is not None:
             _refuse_plans(generation, search.learned)
         for name in ("stale_quantile", "context_window", "context_dtype"):

@@ -24,6 +24,7 @@ class SkyReelsV2Spec(DiffusersSpec):
 
     def refuse_unfit(self, generation: Generation, search: SearchSpace) -> None:
         """Refuses what would be found out only after the baselines."""
+        generation.refuse_missing("ar_step", "causal_block_size")
         if search.learned is not None and generation.num_frames > generation.base_num_frames:
             raise ValueError(
                 "search.learned must be null for videos of several windows; weights are fitted where "

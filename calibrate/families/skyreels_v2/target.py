@@ -4,64 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers import SkyReelsV2DiffusionForcingPipeline
 
 from calibrate.errors import CalibrateError
-from calibrate.families.content import parts_of
+from calibrate.families.diffusers_target import DiffusersTarget
 from calibrate.families.lookahead import SchedulerLookahead
 from calibrate.families.skyreels_v2.spec import SkyReelsV2Spec
 from calibrate.families.skyreels_v2.windows import block_ends, windows_of
-from calibrate.families.target import AfterRow, Target, Together, Watch, first_line
+from calibrate.families.target import AfterRow, Together, Watch
 from calibrate.quality.metrics import Frames
 from calibrate.replay.trace import TraceSize
 from calibrate.spec.generation import Case, Generation
-from scope_runtime import Policy, Settings, run_policy
+from scope_runtime import Policy, run_policy
 from scope_runtime.engine import Pilot
 
 _WARM_UP_STEPS = 3
 
 
-class SkyReelsV2Target(Target):
+class SkyReelsV2Target(DiffusersTarget):
     """A diffusers pipeline."""
 
+    pipeline = SkyReelsV2DiffusionForcingPipeline
+
     @classmethod
-    def open(cls, folder: Path, spec: SkyReelsV2Spec, generation: Generation) -> Target:
-        """Loads the pipeline from a diffusers folder, which names this pipeline."""
-        for library in (diffusers, transformers):
-            library.utils.logging.disable_progress_bar()
-        try:
-            pipe = SkyReelsV2DiffusionForcingPipeline.from_pretrained(
-                folder,
-                dtype=getattr(torch, spec.torch_dtype),
-                variant=spec.variant,
-                local_files_only=True,
-                use_safetensors=True,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise CalibrateError(f"model.path: {folder} cannot be loaded: {first_line(error)}") from error
+    def prepare(cls, pipe: Any, spec: SkyReelsV2Spec, generation: Generation) -> None:
+        """See `DiffusersTarget.prepare`."""
         if spec.flow_shift is not None:
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=spec.flow_shift)
         windows_of(generation, pipe.vae_scale_factor_temporal)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.to(spec.device)
-        settings = Settings.of(pipe, **_call_arguments(generation))
-        return cls(pipe, generation, parts_of(pipe.components), settings)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the pipeline runs."""
-        return self.pipe._execution_device
-
-    @property
-    def network(self) -> torch.nn.Module:
-        """The pipeline's transformer."""
-        return self.pipe.transformer
+    @classmethod
+    def call_arguments(cls, spec: SkyReelsV2Spec, generation: Generation) -> dict[str, Any]:
+        """See `DiffusersTarget.call_arguments`."""
+        return generation.model_dump(exclude={"negative_prompt"})
 
     def trace_size(self) -> TraceSize:
         """What recording a baseline's trace takes."""
@@ -129,7 +107,7 @@ class SkyReelsV2Target(Target):
             negative_prompt_embeds=None if negative[0] is None else torch.cat(negative),
             generator=generators if len(cases) > 1 else generators[0],
             output_type="latent",
-            **_call_arguments(self.generation) | more,
+            **self.call | more,
         ).frames
 
     def _decode(self, latents: torch.Tensor) -> Frames:
@@ -162,8 +140,3 @@ class _Watched:
             self.complete = complete
             self.watch(tensors["latents"][:, :, :complete])
         return {}
-
-
-def _call_arguments(generation: Generation) -> dict[str, Any]:
-    """The pipeline call's arguments but for the prompts."""
-    return generation.model_dump(exclude={"negative_prompt"})

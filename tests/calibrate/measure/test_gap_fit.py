@@ -86,7 +86,7 @@ def test_what_was_fitted_is_what_runs(target: Target, policy: Policy, baselines:
     with target.lookahead() as ahead:
         fit = GapFit(policy.plan, Truth.of(baselines), ahead, depth=3)
         during = target.denoise_together(CASES, policy, fit).latents
-    weights = GapWeights.fitted(policy.plan, target.settings, depth=3, classes=range(3), weights=fit.weights)
+    weights = GapWeights.fitted(policy.plan, target.settings, depth=3, classes=range(3), weights=fit.weights[0])
     found = generated(target, dataclasses.replace(policy, gap_weights=weights))
     torch.testing.assert_close(during, found, atol=1e-4, rtol=0)
     assert (found - full(baselines)).abs().max() > 1e-2

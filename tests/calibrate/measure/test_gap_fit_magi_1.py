@@ -249,7 +249,7 @@ def test_on_the_official_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, g
             window_trace = recorder.trace().windows[0]
             assert window_trace.states is not None
             states.append(window_trace.states)
-        truth = Truth(torch.stack(states), kept_elements(states[0].shape[-1]))
+        truth = Truth((torch.stack(states),), kept_elements(states[0].shape[-1]))
         final = torch.stack(torch.cat(full).split(2, dim=2), dim=1).flatten(2)
         assert torch.equal(truth.states[:, -1], final)
 
