@@ -175,6 +175,18 @@ def policy_sentence(policy: Mapping[str, Any]) -> str:
             if policy["granularity"] == "step"
             else "the others keep their own mode."
         )
+        + _first_window_sentence(policy.get("first_window"))
+    )
+
+
+def _first_window_sentence(first: Mapping[str, Any] | None) -> str:
+    """What is different in a video's first window, such as its first chunk."""
+    if not first:
+        return ""
+    most = f"{first['max_skip']} rows" if first["max_skip"] > 1 else "one row"
+    return (
+        f" In a video's first window it recomputes the first {first['warmup']} steps and goes at most {most} without a "
+        "recompute."
     )
 
 
@@ -203,30 +215,6 @@ def reasons(data: StudyData, result: Result, floors: Floors, speed: str, quality
     return lines
 
 
-def usage(settings: Mapping[str, Any], name: str) -> str:
-    """The code that uses a profile.
-
-    Args:
-        settings: What it was calibrated for, see `scope_runtime.Settings`.
-        name: Its file's, from `file_name`.
-    """
-    call = ",\n    ".join(
-        f"{field}={settings[field]!r}"
-        for field in (
-            "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "ar_step", "causal_block_size",
-        )
-        if field in settings
-    )  # fmt: skip
-    return (
-        "from scope_runtime import Profile, apply_scope\n\n"
-        f"settings = dict(\n    {call},\n)\n"
-        f'profile = Profile.load("{name}")\n'
-        "with apply_scope(pipe, profile) as scope:\n"
-        "    video = pipe(prompt, **settings).frames\n"
-        "print(scope.report)"
-    )
-
-
 def _one_line(text: object) -> str:
     return " ".join(printable(text).split())
 
@@ -240,6 +228,7 @@ def _learned_sentence(policy: Policy | str) -> str:
         f"Follows a frozen plan, the same for every video: of {updates:,} block updates {computed:,} are recomputed. "
         f"From each recompute up to the next, a block hands over one weighted sum of its {newest}, with weights that "
         f"were fitted to this plan. {captures_sentence(policy)}"
+        + (" A video's first window has weights of its own." if policy.first_window is not None else "")
     )
 
 

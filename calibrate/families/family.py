@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from calibrate.families.check import Check
 from calibrate.spec.generation import Generation, ModelSpec
@@ -13,6 +13,7 @@ from calibrate.spec.generation import Generation, ModelSpec
 if TYPE_CHECKING:
     from calibrate.families.footprint import Footprint
     from calibrate.families.target import Target
+    from scope_runtime import Settings
 
 Spec = TypeVar("Spec", bound=ModelSpec)
 Checks = Mapping[str, Callable[[], Check]]
@@ -30,11 +31,13 @@ class Family(ABC, Generic[Spec]):
         spec: The study's fields under `model`; the default of its `family` is the family's name.
         self_contained: Whether a folder holds all that a model takes, so that no study need say more.
         recordable: Those of its fields that say how a model is run, not which: a profile may set them.
+        brought: The arguments that a case brings to a call, as code.
     """
 
     spec: type[Spec]
     self_contained: bool = False
     recordable: tuple[str, ...] = ("torch_dtype", "device", "threads")
+    brought: str = "prompt"
 
     @property
     def name(self) -> str:
@@ -45,6 +48,28 @@ class Family(ABC, Generic[Spec]):
     @abstractmethod
     def holder(self) -> str:
         """What `model.path` names, such as "a checkout of MAGI-1"."""
+
+    def call(self, settings: Settings) -> Mapping[str, Any]:
+        """Arguments of a pipeline call, beside the prompt and what else a case brings, that settings stand for."""
+        names = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "ar_step")
+        return {name: getattr(settings, name) for name in (*names, "causal_block_size")}
+
+    def usage(self, settings: Settings, name: str) -> str:
+        """The code that uses a profile.
+
+        Args:
+            settings: What it was calibrated for.
+            name: Its file's.
+        """
+        call = ",\n    ".join(f"{field}={value!r}" for field, value in self.call(settings).items())
+        return (
+            "from scope_runtime import Profile, apply_scope\n\n"
+            f"settings = dict(\n    {call},\n)\n"
+            f'profile = Profile.load("{name}")\n'
+            "with apply_scope(pipe, profile) as scope:\n"
+            f"    video = pipe({self.brought}, **settings).frames\n"
+            "print(scope.report)"
+        )
 
     def recognises(self, folder: Path) -> bool:
         """Whether a folder is that of a self-contained model of this family, by what it says of itself."""

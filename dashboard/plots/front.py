@@ -23,6 +23,7 @@ _HEIGHT = 520
 _HOVERED = (
     "warmup", "max_skip", "tail", "order", "axis", "cache_threshold", "predict_threshold", "granularity", "indicator",
 )  # fmt: skip
+_OF_FIRST_WINDOW = ("warmup", "max_skip")
 
 
 # Shapes tell the kinds apart, filled and for what is below a floor.
@@ -237,7 +238,11 @@ def _policy_lines(policy: Mapping[str, object]) -> str:
     if isinstance(weights, Mapping):
         captures = shown(policy.get("captures", "clean"))
         return f"learned weights<br>outputs combined: {shown(weights.get('depth'))}<br>captures: {captures}"
-    return "<br>".join(f"{name.replace('_', ' ')}: {shown(policy[name])}" for name in _HOVERED if name in policy)
+    lines = [f"{name.replace('_', ' ')}: {shown(policy[name])}" for name in _HOVERED if name in policy]
+    first = policy.get("first_window")
+    if isinstance(first, Mapping):
+        lines += [f"{name.replace('_', ' ')} of the first window: {shown(first[name])}" for name in _OF_FIRST_WINDOW]
+    return "<br>".join(lines)
 
 
 def _to_worst(points: pd.DataFrame, quality: Measure, colours: Palette) -> dict[str, object] | None:

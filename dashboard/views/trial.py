@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from calibrate.families import family_of
 from calibrate.quality.metrics import METRICS, metric_version, psnr_meaning
 from calibrate.results.result import LEARNED, Result
 from calibrate.store import CANDIDATE, Generation, ProfileRecord, browse
@@ -28,7 +29,6 @@ from dashboard.wording import (
     prompts,
     reasons,
     recomputed,
-    usage,
 )
 from scope_runtime import Profile
 
@@ -179,10 +179,17 @@ def _weights(page: Page, result: Result) -> None:
     if not weights.weights:
         st.info("None were fitted: every gap hands over its newest output as it is.")
         return
-    st.markdown("Weight of the newest output (1: as it is)")
-    st.plotly_chart(weight_map(policy, page.colours, older=False), theme=None, key="newest")
-    st.markdown("Weights of the older outputs, added up (0: left aside)")
-    st.plotly_chart(weight_map(policy, page.colours, older=True), theme=None, key="older")
+    first = policy.first_window
+    for key, said, rules in (
+        ("first", " in a video's first window", first),
+        ("", " in all others" if first else "", policy),
+    ):
+        if rules is None or rules.gap_weights is None:
+            continue
+        st.markdown(f"Weight of the newest output{said} (1: as it is)")
+        st.plotly_chart(weight_map(rules, page.colours, older=False), theme=None, key=f"{key}newest")
+        st.markdown(f"Weights of the older outputs{said}, added up (0: left aside)")
+        st.plotly_chart(weight_map(rules, page.colours, older=True), theme=None, key=f"{key}older")
     st.caption(
         f"From a recompute up to the next one, a block hands over a sum of its newest {weights.depth} raw outputs, on "
         "each guidance branch with weights of its own. A number or a dot stands at each recompute, where a bar of one "
@@ -296,7 +303,7 @@ def _take(page: Page, result: Result, record: ProfileRecord | None) -> None:
             icon=":material/download:",
             on_click="ignore",
         )
-        st.code(usage(profile.settings.to_dict(), name), language="python")
+        st.code(family_of(page.data.study.model).usage(profile.settings, name), language="python")
 
 
 def _evidence(evidence: Mapping[str, Any]) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from calibrate.errors import CalibrateError
+from calibrate.families import FAMILIES
+from calibrate.families.family import Family
 from calibrate.results.result import Result
 from calibrate.spec.floors import Floors
 from calibrate.store import Storage, browse
@@ -18,8 +21,8 @@ from dashboard.wording import (
     policy_sentence,
     promised_cell,
     reasons,
-    usage,
 )
+from scope_runtime import Settings
 from tests.dashboard.conftest import EVIDENCE, TRIALS, Made
 
 
@@ -152,10 +155,15 @@ def test_a_policy_in_words_names_its_numbers(made: Made) -> None:
     assert "along a parabola over the noise level" in policy_sentence({**before, "order": 2})
 
 
-def test_the_code_to_use_a_profile_compiles(made: Made) -> None:
-    text = usage(made.data.profiles[0].profile["settings"], "made.json")
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_code_to_use_a_profile_compiles(made: Made, family: Family[Any]) -> None:
+    settings = Settings.from_dict(made.data.profiles[0].profile["settings"])
+    if family.name == "framepack":
+        settings = replace(settings, options={"distilled_guidance_scale": 6.0, "sampling_type": "vanilla"})
+    text = family.usage(settings, "made.json")
     compile(text, "usage", "exec")
-    assert "num_inference_steps=20" in text
+    assert "made.json" in text
+    assert family.name == "magi_1" or "num_inference_steps=20" in text
 
 
 def test_text_of_others_is_one_line_without_control_and_ordinary_names_stay_as_they_are() -> None:

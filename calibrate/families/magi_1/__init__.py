@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from calibrate.families.footprint import Footprint
     from calibrate.families.magi_1.checkout import Checkout
     from calibrate.families.target import Target
+    from scope_runtime import Settings
 
 
 class Magi1(Family[Magi1Spec]):
@@ -27,6 +28,16 @@ class Magi1(Family[Magi1Spec]):
         from calibrate.families.magi_1.target import Magi1Target
 
         return Magi1Target.open(folder, spec, generation)
+
+    def usage(self, settings: Settings, name: str) -> str:
+        """With the official pipeline, whose configuration holds the settings."""
+        return (
+            "from scope_runtime import Profile, apply_scope\n\n"
+            f'profile = Profile.load("{name}")\n'
+            "with apply_scope(pipeline, profile) as scope:  # a MagiPipeline\n"
+            '    pipeline.run_text_to_video(prompt, "video.mp4")\n'
+            "print(scope.report)"
+        )
 
     def footprint(self, folder: Path, spec: Magi1Spec, generation: Generation) -> Footprint:
         """From the configuration that the study names."""

@@ -181,9 +181,9 @@ class TestOneBranch:
 class TestTruth:
     def test_states_end_with_the_final_latents(self, baselines: list[Baseline]) -> None:
         truth = Truth.of(baselines)
-        assert truth.states.shape == (3, 8, 3, 16 * 3 * 2 * 2)
+        assert truth.windows[0].shape == (3, 8, 3, 16 * 3 * 2 * 2)
         assert torch.equal(truth.elements, torch.arange(16 * 3 * 2 * 2))
-        last = truth.states[:, -1].reshape(3, 3, 16, 3, 2, 2)
+        last = truth.windows[0][:, -1].reshape(3, 3, 16, 3, 2, 2)
         ends = torch.stack([full(baselines)[:, :, 3 * block : 3 * block + 3] for block in range(3)], dim=1)
         # States are those of exact mode, latents those of stock.
         torch.testing.assert_close(last, ends, atol=1e-4, rtol=0)

@@ -96,7 +96,7 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_states_are_those_of_the_full_run(setup: Setup) -> None:
-    states = Truth.of(setup.baselines).states
+    states = Truth.of(setup.baselines).windows[0]
     assert states.shape == (len(CASES), STEPS, CHUNKS, 4 * 2 * 4 * 4)
     final = torch.stack(setup.full.split(2, dim=2), dim=1).flatten(2)
     torch.testing.assert_close(states[:, -1], final, atol=5e-5, rtol=0)
@@ -251,7 +251,7 @@ def test_on_the_official_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, g
             states.append(window_trace.states)
         truth = Truth((torch.stack(states),), kept_elements(states[0].shape[-1]))
         final = torch.stack(torch.cat(full).split(2, dim=2), dim=1).flatten(2)
-        assert torch.equal(truth.states[:, -1], final)
+        assert torch.equal(truth.windows[0][:, -1], final)
 
         def fitted(period: int) -> tuple[Policy, Policy]:
             plan = Policy(plan=rows_of(window_trace.schedule, period, ()))

@@ -295,7 +295,7 @@ def drive(store: Store, tiny_study: dict[str, Any], tmp_path: Path) -> Drive:
             case: Reference(case, np.zeros((1, 2, 2, 3), np.float32), 3.0, STOCK_EVALUATIONS, tmp_path)
             for case in study.search_cases
         }
-        truth = Truth(torch.zeros(2, 8, 3, 4), torch.arange(4))
+        truth = Truth((torch.zeros(2, 8, 3, 4),), torch.arange(4))
         with StudyLock(store) as lock:
             driver = Driver(
                 study, store, lock, open_optuna_study(store, create=True), pool,
