@@ -1,16 +1,19 @@
 # Each from nothing: `make calibrate` (the main job), `make dashboard` (look at its results) and `make test`.
+# `make calibrate STUDY=studies/helios_reference.yaml` calibrates on another study; so does `make dashboard STUDY=...`.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+STUDY ?= studies/reference.yaml
+NAME := $(basename $(notdir $(STUDY)))
 
 .PHONY: calibrate dashboard test browser lint mutants clean
 
 calibrate: $(VENV)/.calibrate
-	$(BIN)/scope-calibrate run studies/reference.yaml
-	$(BIN)/scope-calibrate verify profiles/reference.json studies/reference.yaml
+	$(BIN)/scope-calibrate run $(STUDY)
+	$(BIN)/scope-calibrate verify profiles/$(NAME).json $(STUDY)
 
 dashboard: $(VENV)/.dashboard
-	$(BIN)/scope-calibrate dashboard --storage sqlite:///runs/reference.db $(OPTIONS)
+	$(BIN)/scope-calibrate dashboard --storage sqlite:///runs/$(NAME).db $(OPTIONS)
 
 test: $(VENV)/.dev browser lint
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile

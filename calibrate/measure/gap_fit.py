@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -67,9 +68,9 @@ class Truth:
             CalibrateError: If their runs could not be looked at.
         """
         found: list[torch.Tensor] = []
-        for windows in zip(*(baseline.trace.windows for baseline in baselines), strict=True):
-            states = [window.states for window in windows if window.states is not None]
-            if len(states) < len(windows):
+        for windows in zip_longest(*(baseline.trace.windows for baseline in baselines)):
+            states = [window.states for window in windows if window is not None and window.states is not None]
+            if len(states) < len(baselines):
                 raise CalibrateError("search.learned: weights cannot be fitted for these settings; leave it out.")
             found.append(torch.stack(states))
         frames = baselines[0].trace.windows[0].schedule.block_frames

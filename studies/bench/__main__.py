@@ -197,6 +197,21 @@ def viewer(
 
 
 @app.command()
+def families(
+    as_json: AsJson = False,
+    prompts: Annotated[int, typer.Option(min=1, help="Fresh prompts of the trained pipelines.")] = 16,
+    family: Annotated[list[str] | None, typer.Option(help="Family's name; repeatable, else all.")] = None,
+    cache: Cache = CACHE,
+) -> None:
+    """Every family by the same code: exact mode, a policy chosen on search prompts, and TaylorSeer beside it."""
+    from studies.bench.families import FAMILIES, measure
+
+    if unknown := [name for name in family or () if name not in FAMILIES]:
+        raise typer.BadParameter(f"--family: {unknown[0]!r} is not known; choose among {', '.join(FAMILIES)}")
+    _show(measure(prompts, family or [*FAMILIES], cache), as_json)
+
+
+@app.command()
 def guarantee(
     as_json: AsJson = False,
     prompts: Annotated[int, typer.Option(min=1, help="Fresh prompts that policies are measured on.")] = 120,

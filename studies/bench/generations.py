@@ -76,6 +76,28 @@ class Generations:
         """A policy's latents, held against those of full-compute runs."""
         return self._outcomes("latent", policy, cases, self._db_of_latents)
 
+    def clips_of(
+        self, technique: str, cases: Sequence[Case], generate: Callable[[Case], tuple[torch.Tensor, int, int]]
+    ) -> list[Outcome]:
+        """Clips that another technique makes, held against those of full-compute runs.
+
+        Args:
+            technique: Its name and settings, by which its clips are kept.
+            cases: Prompts and seeds.
+            generate: Gives a case's final latents, the evaluations that it took, and those of the stock pipeline.
+        """
+        found = []
+        for case in cases:
+            path = self._path("other", technique=technique, case=_named([case]), metric_version=METRIC_VERSION)
+            kept = _read(path)
+            if kept is None:
+                self._full(case)
+                latents, evaluations, stock = generate(case)
+                kept = dataclasses.asdict(Outcome(evaluations, stock, self._clip_db(case, latents)))
+                write_atomically(path, json.dumps(kept, allow_nan=False).encode())
+            found.append(Outcome(**kept))
+        return found
+
     def fitted(self, policy: Policy, depth: int, baselines: Sequence[Baseline]) -> tuple[Policy, float]:
         """A plan's policy with weights, and how many full generations fitting them took.
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +25,32 @@ PSNR_CLIPS = 16
 PSNR_SEED = 9_000
 
 
-def generate(pipeline: Any, prompt: str, seed: int, **changes: Any) -> world.Frames:
+def generate(
+    pipeline: Any, prompt: str, seed: int, call: Mapping[str, Any] = models.CALL, **changes: Any
+) -> world.Frames:
     """Generate one clip.
 
     Args:
-        pipeline: the reference pipeline.
+        pipeline: a reference pipeline.
         prompt: a caption of the synthetic world.
         seed: seed of the initial noise.
-        changes: arguments of the call that differ from `models.CALL`.
+        call: how the pipeline is meant to be called.
+        changes: arguments that differ from that.
 
     Returns:
         Frames [frames, height, width, 3] in [-1, 1].
     """
     generator = torch.Generator().manual_seed(seed)
-    video = pipeline(prompt, generator=generator, output_type="np", **{**models.CALL, **changes}).frames[0]
+    video = pipeline(prompt, generator=generator, output_type="np", **{**call, **changes}).frames[0]
     return np.asarray(video, dtype=np.float32) * 2 - 1
 
 
-def evaluate(pipeline: Any, clips: int, **changes: Any) -> dict[str, float]:
+def evaluate(pipeline: Any, clips: int, call: Mapping[str, Any] = models.CALL, **changes: Any) -> dict[str, float]:
     """Generate clips for held-out captions; returns accuracies and the mean seconds a clip takes, decoding included."""
     colours, directions, seconds = [], [], []
     for seed, prompt in enumerate(world.held_out_prompts(clips)):
         began = time.perf_counter()
-        frames = generate(pipeline, prompt, seed, **changes)
+        frames = generate(pipeline, prompt, seed, call, **changes)
         seconds.append(time.perf_counter() - began)
         tracks = world.measure(frames)
         verdict = world.judge(world.parse_caption(prompt), tracks)
@@ -75,19 +79,26 @@ def vae_psnr(vae: Any, clips: int = PSNR_CLIPS) -> float:
     return float(np.mean(values))
 
 
-def main() -> None:
-    """Command line of the evaluation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(load: Callable[[Path], Any], folder: Path, call: Mapping[str, Any], description: str | None) -> None:
+    """Command line of an evaluation.
+
+    Args:
+        load: loads a pipeline from a folder.
+        folder: of the shipped pipeline.
+        call: how it is meant to be called.
+        description: for the help.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     parser.add_argument("--clips", type=int, default=48, help="clips to generate (default: %(default)s)")
-    parser.add_argument("--pipeline", type=Path, default=models.PIPELINE_DIR)
+    parser.add_argument("--pipeline", type=Path, default=folder)
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=models.GUIDANCE_SCALE)
+    parser.add_argument("--guidance", type=float, default=call["guidance_scale"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    pipeline = models.load_pipeline(arguments.pipeline)
-    result = evaluate(pipeline, arguments.clips, guidance_scale=arguments.guidance)
+    pipeline = load(arguments.pipeline)
+    result = evaluate(pipeline, arguments.clips, call, guidance_scale=arguments.guidance)
     result["vae_psnr_db"] = vae_psnr(pipeline.vae)
     result = {key: round(value, 4) for key, value in result.items()}
     if arguments.json:
@@ -98,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(models.load_pipeline, models.PIPELINE_DIR, models.CALL, __doc__)
