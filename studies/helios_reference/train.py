@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from studies.helios_reference import models
-from studies.reference import checkpoint, latents
+from studies.reference import checkpoint, latents, world
 from studies.reference import models as shared
 from studies.reference.optim import MuonAdamW, split_parameters
 from studies.reference.train_transformer import encode_text, tokenize
@@ -39,14 +39,15 @@ class Recipe:
     """Hyperparameters.
 
     Learning rates rise over `warm_up` steps and fall to zero over the last `decay` steps. `first` of the steps train
-    the first chunk, where what a clip shows is decided; `history_noise` is the most that is mixed into what came before
-    a later one.
+    the first chunk, where what a clip shows is decided; `two_objects` is the share of clips with two, which are learnt
+    last; `history_noise` is the most that is mixed into what came before a later chunk.
     """
 
-    steps: int = 2000
+    steps: int = 2200
     clips: int = 8000
     batch: int = 14
-    first: float = 0.4
+    first: float = 0.6
+    two_objects: float = 0.5
     history_noise: float = 0.12
     adamw_lr: float = 5e-4
     muon_lr: float = 1.2e-3
@@ -63,6 +64,8 @@ def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 50) -> Non
     run.mkdir(parents=True, exist_ok=True)
     data, captions = latents.data_set(seed, recipe.clips, models.KEYFRAMES)
     embeddings, empty = _embed(captions)
+    double = torch.tensor([len(world.parse_caption(caption).objects) > 1 for caption in captions])
+    weights = torch.where(double, recipe.two_objects / double.sum(), (1 - recipe.two_objects) / (~double).sum())
     transformer = models.start_transformer()
     average = copy.deepcopy(transformer).requires_grad_(False)
     optimizer = _build_optimizer(transformer, recipe)
@@ -89,7 +92,7 @@ def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 50) -> Non
             chunk = 0
             if torch.rand((), generator=generator) >= recipe.first:
                 chunk = int(torch.randint(1, models.CHUNKS, (), generator=generator))
-            chosen = torch.randint(len(data), (recipe.batch,), generator=generator)
+            chosen = torch.multinomial(weights, recipe.batch, replacement=True, generator=generator)
             drop = torch.rand((recipe.batch, 1, 1), generator=generator) < recipe.drop_caption
             text = torch.where(drop, empty, embeddings[chosen])
             loss = flow_loss(transformer, data[chosen].float(), chunk, text, generator, recipe.history_noise)
