@@ -154,21 +154,28 @@ class ChunkedAttachment(DiffusersAttachment):
         """See `DiffusersAttachment.look`."""
         # An exception may have ended the generation before without telling.
         self._forget(self._plan)
-        if not self._births.in_place or self.pipe.scheduler is not self._scheduler:
+        if self.pipe.scheduler is not self._scheduler:
             self._release_pipeline()
             self._hold_pipeline()
+        elif not self._births.in_place:
+            raise AttachError(
+                "set_timesteps of the pipeline's scheduler was replaced while the pipeline was accelerated, so that its "
+                "chunks are not known: close the scope and attach again"
+            )
         super().look()
 
     # A generation, in the order of events.
 
     def _begin_chunk(self) -> None:
         """The scheduler has been set: a chunk begins, if the pipeline runs."""
+        if not self._attached:
+            return  # others have put something around what stood here, and kept it
         if not self._gate.in_place:
             raise AttachError(
                 "pipe.check_inputs was replaced while the pipeline was accelerated, so its calls are not known: close "
                 "the scope and attach again"
             )
-        if self._gate.busy:
+        if self._gate.busy and self._gate.arguments:
             self._begin({"calls": 0})
 
     def _call(self, forward: Callable[..., Any], arguments: dict[str, Any], engine: Engine) -> Model:
