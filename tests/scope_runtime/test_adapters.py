@@ -176,7 +176,7 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES.keys())
+@pytest.fixture(params=list(FAMILIES.values()), ids=list(FAMILIES))
 def family(request: pytest.FixtureRequest) -> Iterator[Family]:
     with request.param.ready():
         yield request.param

@@ -147,7 +147,8 @@ EVERY_MODE: dict[str, tuple[Callable[[], Any], Callable[..., torch.Tensor], dict
 def test_every_mode_is_exact_bit_for_bit_and_skips_with_a_policy(
     build: Callable[[], Any], generate: Callable[..., torch.Tensor], changes: dict[str, Any]
 ) -> None:
-    pipe, seen = build(), []
+    pipe = build()
+    seen: list[Settings] = []
     stock, work = counted(pipe, generate, **changes)
     with seeing(pipe, seen) as scope:
         assert torch.equal(generate(pipe, **changes), stock)
@@ -401,7 +402,7 @@ def test_nothing_is_kept_from_one_chunk_to_the_next(made: Made) -> None:
     assert windows(scope) == ["RPPPP", "RPPPP"]
     with run_policy(pipe, POLICY) as scope:
         generate(pipe)
-        attachment = scope._attachment
+        attachment: Any = scope._attachment
         assert (attachment._engine, attachment._plan, attachment._gate.arguments) == (None, None, {})
 
 
@@ -512,6 +513,8 @@ class TestScheduler:
 
     def test_one_that_needs_several_evaluations_a_step_is_refused(self, made: Made) -> None:
         class Twice(FlowMatchEulerDiscreteScheduler):
+            timesteps: Any
+
             def set_timesteps(self, steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None) -> None:
                 super().set_timesteps(steps, device, sigmas, mu)
                 self.timesteps = self.timesteps.repeat_interleave(2)
