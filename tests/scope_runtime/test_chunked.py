@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, HeliosPyramidPipeline
+from peft import LoraConfig
 
 from scope_runtime import (
     MODULATED_INPUT,
@@ -101,12 +102,15 @@ def seeing(pipe: Any, seen: list[Settings]) -> Scope:
     return Scope(adapter_for(pipe)(pipe, exactly))
 
 
+def first_block(pipe: Any) -> Any:
+    transformer = pipe.transformer
+    return (transformer.blocks if hasattr(transformer, "blocks") else transformer.transformer_blocks)[0]
+
+
 def counted(pipe: Any, generate: Callable[..., torch.Tensor], **changes: Any) -> tuple[torch.Tensor, int]:
     """Latents, and how often the transformer really ran."""
-    transformer = pipe.transformer
-    blocks = transformer.blocks if hasattr(transformer, "blocks") else transformer.transformer_blocks
     calls: list[Any] = []
-    hook = blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    hook = first_block(pipe).register_forward_pre_hook(lambda *_: calls.append(1))
     try:
         return generate(pipe, **changes), len(calls)
     finally:
@@ -523,6 +527,107 @@ class TestScheduler:
         pipe.scheduler = Twice()
         with exact(pipe), pytest.raises(AttachError, match="Twice has 5 noise levels for 10 steps"):
             generate(pipe)
+
+
+def patched_forward(pipe: Any) -> None:
+    forward = pipe.transformer.forward
+    pipe.transformer.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+
+
+def patched_block(pipe: Any) -> None:
+    forward = first_block(pipe).forward
+    first_block(pipe).forward = lambda *args: forward(*args)
+
+
+def compiled(pipe: Any) -> None:
+    pipe.transformer.compile(backend="eager")
+
+
+@pytest.mark.parametrize(
+    ("put", "said"),
+    [
+        (patched_forward, "transformer.forward, which is .*patched_forward"),
+        (patched_block, r"transformer.(transformer_)?blocks.0.forward, which is .*patched_block"),
+        (compiled, r"compile_repeated_blocks\(\)"),
+    ],
+    ids=["forward", "block", "compiled"],
+)
+def test_what_may_answer_in_the_models_place_is_refused(made: Made, put: Callable[[Any], None], said: str) -> None:
+    pipe, generate, _ = made
+    with exact(pipe) as scope:
+        put(pipe)
+        with pytest.raises(AttachError, match=said):
+            generate(pipe)
+        assert not scope.report.windows
+    with pytest.raises(AttachError, match=said):
+        exact(pipe)
+    assert not {"check_inputs", "__deepcopy__"} & vars(pipe).keys()
+    assert not {"set_timesteps", "__deepcopy__"} & vars(pipe.scheduler).keys()
+
+
+def test_lora_is_exact_and_another_model(made: Made) -> None:
+    pipe, generate, call = made
+    profile = profile_of(pipe, **call)
+    torch.manual_seed(0)
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False))
+    half = {"attention_kwargs": {"scale": 0.5}}
+    stock, weaker = generate(pipe), generate(pipe, **half)
+    assert not torch.equal(stock, weaker)
+    with pytest.raises(ProfileMismatch, match="model.weights"):
+        apply_scope(pipe, profile)
+    with apply_scope(pipe, profile_of(pipe, **call)) as scope:
+        generate(pipe)
+        assert windows(scope) == ["RRPPR", "RRPPR"]
+        with pytest.warns(ScopeWarning, match="lora_scale is 0.5, calibrated for 1.0"):
+            assert torch.equal(generate(pipe, **half), weaker)
+    with exact(pipe):
+        assert torch.equal(generate(pipe), stock)
+
+
+def test_other_attention_processors_are_another_model(made: Made) -> None:
+    pipe, generate, call = made
+    attention = first_block(pipe).attn1 if generate is generate_helios else first_block(pipe).attn
+    stock_processor = attention.processor
+
+    class Processor(type(stock_processor)):  # type: ignore[misc]
+        @functools.wraps(type(stock_processor).__call__)  # what it is given is what it says it takes
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    with apply_scope(pipe, profile_of(pipe, **call)) as scope:
+        attention.set_processor(Processor())
+        with pytest.warns(ScopeWarning, match=r"attention processor .*Processor on transformer\..*blocks\.0\.attn"):
+            assert torch.equal(generate(pipe), stock_for(pipe))
+        attention.set_processor(stock_processor)
+        generate(pipe)
+        assert windows(scope) == ["RRPPR", "RRPPR"]
+
+
+def test_another_transformer_is_taken_hold_of(made: Made) -> None:
+    pipe, generate, call = made
+    other = tiny_helios(seed=1, layers=1) if generate is generate_helios else tiny_framepack(seed=1)
+    mine, theirs = pipe.transformer, other.transformer
+    with apply_scope(pipe, profile_of(pipe, **call)) as scope:
+        generate(pipe)
+        pipe.transformer = theirs
+        with pytest.warns(ScopeWarning, match="weights: .* has other values"):
+            ours = generate(pipe)
+        assert windows(scope) == ["RRRRR", "RRRRR"]
+        pipe.transformer = mine
+        generate(pipe)
+        assert windows(scope) == ["RRPPR", "RRPPR"]
+    assert torch.equal(generate(pipe), stock_for(pipe))
+    pipe.transformer = theirs
+    assert torch.equal(generate(pipe), ours)
+
+
+def test_layerwise_casting_is_a_setting(made: Made) -> None:
+    pipe, generate, call = made
+    with apply_scope(pipe, profile_of(pipe, **call)):
+        pipe.transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+        with pytest.warns(ScopeWarning, match="from bfloat16"):
+            ours = generate(pipe)
+    assert torch.equal(generate(pipe), ours)
 
 
 def test_a_replaced_check_of_inputs_is_refused(made: Made) -> None:
