@@ -240,6 +240,14 @@ def test_a_policy_evaluates_less_and_says_so(family: Family, held: Any) -> None:
     assert scope.plan == tuple(row.replace("K", ".") for row in report.windows[-1].modes)
 
 
+def test_rules_of_the_first_window_hold_for_it_alone(family: Family, held: Any) -> None:
+    with run_policy(held, Policy(max_skip=0, first_window=POLICY)) as scope:
+        family.latents(held)
+    first, *later = ("".join(window.modes) for window in scope.report.windows)
+    assert "P" in first
+    assert not {"P", "C"} & set("".join(later))
+
+
 def test_after_closing_nothing_is_left(family: Family, held: Any) -> None:
     stock = stock_of(family)
     assert torch.equal(family.latents(held), stock)
