@@ -410,6 +410,22 @@ def test_nothing_is_kept_from_one_chunk_to_the_next(made: Made) -> None:
         assert (attachment._engine, attachment._plan, attachment._gate.arguments) == (None, None, {})
 
 
+def test_what_an_exception_left_behind_is_dropped_when_the_next_call_begins(made: Made) -> None:
+    pipe, generate, _ = made
+
+    def fail(pipe: Any, step: int, timestep: Any, tensors: Any) -> dict[str, Any]:
+        raise RuntimeError("out of memory")
+
+    with run_policy(pipe, POLICY) as scope:
+        attachment: Any = scope._attachment
+        with pytest.raises(RuntimeError, match="out of memory"):
+            generate(pipe, callback_on_step_end=fail)
+        assert attachment._engine is not None
+        with pytest.raises(ValueError, match="divisible by 16"):
+            generate(pipe, height=17)
+        assert attachment._engine is None
+
+
 class TestScheduler:
     def test_another_one_is_another_setting_and_exact(self, made: Made) -> None:
         pipe, generate, call = made
