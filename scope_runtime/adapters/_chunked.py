@@ -71,6 +71,8 @@ class ChunkedAttachment(DiffusersAttachment):
     """
 
     kind: ClassVar[type[torch.nn.Module]]
+    # What is held of the pipeline besides; None once it was given back.
+    _scheduler: Any = None
 
     # What a family says.
 
@@ -102,6 +104,12 @@ class ChunkedAttachment(DiffusersAttachment):
 
     def _refuse(self, transformer: Any, *, held: bool) -> list[str]:
         refuse_kind(transformer, self.kind, HOOK, held=held)
+        scheduler = self.pipe.scheduler
+        if scheduler is not self._scheduler and "__deepcopy__" in vars(scheduler):
+            raise AttachError(
+                "pipe.scheduler is that of another accelerated pipeline, whose chunks begin with it: give this one its "
+                "own, type(pipe.scheduler).from_config(pipe.scheduler.config)"
+            )
         return refuse_others(transformer, self.layers(transformer), HOOK, self if held else None)
 
     def _hold_pipeline(self) -> None:
@@ -116,11 +124,21 @@ class ChunkedAttachment(DiffusersAttachment):
 
         self._scheduler = scheduler
         self._births = Shadow(scheduler, "set_timesteps", set_timesteps)
-        self._scheduler_copies = Shadow(scheduler, "__deepcopy__", functools.partial(self._copy, scheduler))
+        self._scheduler_copies = Shadow(
+            scheduler, "__deepcopy__", lambda memo: copy.deepcopy(self._stock_scheduler(), memo)
+        )
 
     def _release_pipeline(self) -> None:
         self._births.remove()
         self._scheduler_copies.remove()
+        self._scheduler = None
+
+    def _stock_scheduler(self) -> Any:
+        """A shallow copy of the scheduler as it is without this."""
+        scheduler = copy.copy(self._scheduler)
+        self._births.undo(scheduler)
+        self._scheduler_copies.undo(scheduler)
+        return scheduler
 
     @classmethod
     def settings(cls, pipe: Any, **call: Any) -> Settings:
@@ -133,7 +151,7 @@ class ChunkedAttachment(DiffusersAttachment):
             height=given["height"],
             width=given["width"],
             num_frames=(frames - 1) * pipe.vae_scale_factor_temporal + 1,
-            num_inference_steps=given["num_inference_steps"],
+            num_inference_steps=len(scheduler.timesteps),
             guidance_scale=cls.guidance_scale(given),
             ar_step=0,
             causal_block_size=frames,
@@ -154,22 +172,17 @@ class ChunkedAttachment(DiffusersAttachment):
         """See `DiffusersAttachment.look`."""
         # An exception may have ended the generation before without telling.
         self._forget(self._plan)
-        if self.pipe.scheduler is not self._scheduler:
+        super().look()
+        if not self._births.in_place or self.pipe.scheduler is not self._scheduler:
             self._release_pipeline()
             self._hold_pipeline()
-        elif not self._births.in_place:
-            raise AttachError(
-                "set_timesteps of the pipeline's scheduler was replaced while the pipeline was accelerated, so that its "
-                "chunks are not known: close the scope and attach again"
-            )
-        super().look()
 
     # A generation, in the order of events.
 
     def _begin_chunk(self) -> None:
         """The scheduler has been set: a chunk begins, if the pipeline runs."""
-        if not self._attached:
-            return  # others have put something around what stood here, and kept it
+        if self._scheduler is None:
+            return  # others have kept what stood in for its method
         if not self._gate.in_place:
             raise AttachError(
                 "pipe.check_inputs was replaced while the pipeline was accelerated, so its calls are not known: close "
@@ -179,6 +192,8 @@ class ChunkedAttachment(DiffusersAttachment):
             self._begin({"calls": 0})
 
     def _call(self, forward: Callable[..., Any], arguments: dict[str, Any], engine: Engine) -> Model:
+        if self.pipe.scheduler is not self._scheduler:
+            raise AttachError("pipe.scheduler was replaced in the middle of a generation: do that before or after")
         return _Call(self, forward, arguments)
 
     def _new_engine(self, arguments: dict[str, Any]) -> Engine:
@@ -203,8 +218,7 @@ class ChunkedAttachment(DiffusersAttachment):
         """What is really being run, read off the scheduler and the tensors as far as they tell."""
         *_, frames, height, width = arguments["hidden_states"].shape
         pipe, call = self.pipe, self._gate.arguments
-        scheduler = copy.copy(self._scheduler)
-        self._births.undo(scheduler)
+        scheduler = self._stock_scheduler()
         return Settings(
             height=height * pipe.vae_scale_factor_spatial,
             width=width * pipe.vae_scale_factor_spatial,
@@ -249,9 +263,9 @@ def as_planned(
         most: Where the shift ends.
     """
     scheduler = copy.deepcopy(pipe.scheduler)
-    steps, sigmas = call["num_inference_steps"], call["sigmas"]
+    sigmas = call["sigmas"]
     if sigmas is None:
-        sigmas = torch.linspace(start, 0.0, steps + 1, dtype=torch.float64)[:-1].numpy()
+        sigmas = torch.linspace(start, 0.0, call["num_inference_steps"] + 1, dtype=torch.float64)[:-1].numpy()
     height, width = (call[name] // pipe.vae_scale_factor_spatial for name in ("height", "width"))
     config = scheduler.config
     shift = calculate_shift(
@@ -261,5 +275,5 @@ def as_planned(
         config.get("base_shift", 0.5),
         config.get("max_shift", 1.15),
     )
-    scheduler.set_timesteps(steps, device="cpu", sigmas=sigmas, mu=min(shift, most))
+    scheduler.set_timesteps(len(sigmas), device="cpu", sigmas=sigmas, mu=min(shift, most))
     return scheduler

@@ -154,7 +154,6 @@ class DiffusersAttachment(NotCopied):
     # Attached, and detached.
 
     def _take_hold(self) -> None:
-        self._attached = True
         self._gate = CallGate(self.pipe, self.look)
         self._hold_pipeline()
         self._copies = Shadow(self.pipe, "__deepcopy__", partial(self._copy, self.pipe))
@@ -168,7 +167,6 @@ class DiffusersAttachment(NotCopied):
 
     def detach(self) -> None:
         """Puts back what was there; what others have put there meanwhile stays theirs. Harmless when called twice."""
-        self._attached = False
         self._gate.close()
         self._release_pipeline()
         self._copies.remove()

@@ -24,6 +24,8 @@ _HARMLESS = (
     _LAYERWISE_CASTING_HOOK,
     _PEFT_AUTOCAST_DISABLE_HOOK,
 )
+# Whose attention processors are no strangers.
+_KNOWN = {"diffusers", "scope_runtime"}
 # Longer than any chain of wrappers around one forward.
 _LONGEST_CHAIN = 100
 
@@ -66,6 +68,9 @@ def strangers(
         if forward is not None:
             place = f"{where}.forward, which is {_place(forward)}"
             (found.answering if id(module) in known else found.altering).append(place)
+        processor = getattr(module, "processor", None)
+        if callable(processor) and _strange_class(type(processor)):
+            found.altering.append(f"attention processor {_place(processor)} on {where}")
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
             for hook in entries[kind].values():
                 if getattr(hook, "__self__", None) is not own:
@@ -94,7 +99,17 @@ def _strange_forward(module: torch.nn.Module, in_parts: bool) -> Callable[..., A
     if forward is not None and not (inspect.ismethod(forward) and forward.__func__ is stock):
         return forward
     # A patch of the class, or a class of somebody's own.
-    return stock if in_parts and stock.__module__.partition(".")[0] != "diffusers" else None
+    return stock if in_parts and _package(stock) != "diffusers" else None
+
+
+def _strange_class(processor: type[Any]) -> bool:
+    """Whether a processor's class, or what it does when it is called, is somebody else's."""
+    return not {_package(processor), _package(processor.__call__)} <= _KNOWN
+
+
+def _package(kind: Any) -> str:
+    """The topmost package that a class or a function is from."""
+    return str(kind.__module__).partition(".")[0]
 
 
 def _place(function: Any) -> str:

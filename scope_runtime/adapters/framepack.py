@@ -31,12 +31,13 @@ class FramepackAttachment(ChunkedAttachment):
     def modulated_input(self, arguments: Mapping[str, Any]) -> torch.Tensor:
         """See `ChunkedAttachment.modulated_input`."""
         model = self.transformer
-        with loaded(model):
+        first = model.transformer_blocks[0]
+        with loaded(model, first):
             tokens = model.x_embedder(arguments["hidden_states"])
             embedding, _ = model.time_text_embed(
                 arguments["timestep"], arguments["pooled_projections"], arguments["guidance"]
             )
-            modulated: torch.Tensor = model.transformer_blocks[0].norm1(tokens, emb=embedding)[0]
+            modulated: torch.Tensor = first.norm1(tokens, emb=embedding)[0]
         return modulated
 
     def _branch(self, name: str | None, arguments: dict[str, Any]) -> str:

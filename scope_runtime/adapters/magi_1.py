@@ -661,6 +661,7 @@ class Magi1Attachment(NotCopied):
                 )
         policy, note = self._policy_for(settings, generation.changes)
         if policy is not None:
+            policy = policy.of_window(0)
             _check_policy(policy, plan.schedule)
         share = partial(_share, _package(model)) if model.engine_config.cp_size > 1 else None
         engine = Engine(

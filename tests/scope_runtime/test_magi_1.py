@@ -365,10 +365,6 @@ class TestAttaching:
         with pytest.raises(AttachError, match="engine_config.pp_size is 2"):
             exact(build(pp_size=2).model)
 
-    def test_a_second_scope_is_refused(self, magi: Magi) -> None:
-        with exact(magi.model), pytest.raises(AttachError, match="already accelerated"):
-            exact(magi.model)
-
     @pytest.mark.parametrize(
         ("policy", "field"),
         [

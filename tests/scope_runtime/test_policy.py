@@ -567,6 +567,60 @@ def test_every_field_is_written_out_as_plain_json_and_read_again() -> None:
     assert error.value.field == "policy"
 
 
+class TestFirstWindow:
+    """The rules of a generation's first window, where they are others."""
+
+    def test_they_hold_for_the_first_window_alone(self) -> None:
+        first = Policy(warmup=8, max_skip=0)
+        policy = Policy(max_skip=5, first_window=first)
+        assert [policy.of_window(number) for number in range(3)] == [first, policy, policy]
+        assert [Policy().of_window(number) for number in range(2)] == [Policy(), Policy()]
+
+    def test_they_are_written_where_there_are_some_and_read_again(self) -> None:
+        first = Policy(noise_map=ChangeMap((0.1, 0.2), (0.0, 0.5)), warmup=7, plan=("R", "P"))
+        policy = Policy(max_skip=5, first_window=first)
+        data = policy.to_dict()
+        assert data["first_window"] == first.to_dict()
+        assert list(data)[-1] == "first_window"
+        assert data["first_window"]["plan"] == ["R", "P"]
+        assert Policy.from_dict(data) == policy
+        assert Policy.from_dict({**data, "first_window": None}) == Policy(max_skip=5)
+        assert Policy.from_dict({"first_window": {}}).first_window == Policy()
+        assert "first_window" not in Policy(max_skip=5).to_dict()
+
+    @pytest.mark.parametrize(
+        ("nested", "field"),
+        [
+            ({"warmup": 0}, "warmup"),
+            ({"max_skips": 3}, "max_skips"),
+            ({"plan": ["RX"]}, "plan[0]"),
+            ({"noise_map": {"x": [2, 1], "y": [1, 1]}}, "noise_map.x"),
+            ({"cache_threshold": 0.3, "predict_threshold": 0.2}, "predict_threshold"),
+            ({"gap_weights": {}}, "gap_weights.depth"),
+            ({"first_window": {}}, "first_window"),
+            ({"first_window": {"warmup": 0}}, "first_window.warmup"),
+        ],
+    )
+    def test_what_is_wrong_with_them_is_named_where_it_stands(self, nested: Any, field: str) -> None:
+        with pytest.raises(ProfileError) as error:
+            Policy.from_dict({"first_window": nested})
+        assert error.value.field == f"policy.first_window.{field}"
+        assert str(error.value) == f"policy.first_window.{field}: {error.value.problem}"
+
+    @pytest.mark.parametrize("junk", [1, "R", [], True])
+    def test_what_is_no_policy_is_refused_by_name(self, junk: Any) -> None:
+        with pytest.raises(ProfileError, match="^policy.first_window: ") as error:
+            Policy.from_dict({"first_window": junk})
+        assert error.value.field == "policy.first_window"
+        with pytest.raises(ProfileError, match="^policy.first_window: must be a Policy or None"):
+            Policy(first_window=junk)
+
+    def test_they_have_no_first_window_of_their_own(self) -> None:
+        with pytest.raises(ProfileError, match="must be null: there is one first window") as error:
+            Policy(first_window=Policy(first_window=Policy()))
+        assert error.value.field == "policy.first_window.first_window"
+
+
 def test_thresholds_that_are_one_are_in_order() -> None:
     assert Policy(cache_threshold=0.3, predict_threshold=0.3).predict_threshold == 0.3
 

@@ -80,7 +80,17 @@ def make_learned(pipe: Any) -> Profile:
     return make_profile(pipe, plan=PLAN, gap_weights=weights, captures="last")
 
 
-@pytest.mark.parametrize("make", [make_profile, make_learned])
+def make_chunked(pipe: Any) -> Profile:
+    """A profile with what pipelines have that go chunk by chunk: rules of the first window, options of the call."""
+    plain = make_profile(pipe, first_window=Policy(warmup=7, noise_map=ChangeMap((0.0, 1.0), (0.0, 2.0))))
+    options = {"starts_from": "image", "history_sizes": [16, 2, 1], "keep_first_frame": True}
+    return dataclasses.replace(plain, settings=dataclasses.replace(plain.settings, options=options))
+
+
+MAKERS = [make_profile, make_learned, make_chunked]
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_round_trip_through_a_file(pipe: Any, tmp_path: Path, make: Callable[[Any], Profile]) -> None:
     profile = make(pipe)
     profile.save(tmp_path / "deep" / "profile.json")
@@ -88,7 +98,7 @@ def test_round_trip_through_a_file(pipe: Any, tmp_path: Path, make: Callable[[An
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["profile.json"]
 
 
-@pytest.mark.parametrize("make", [make_profile, make_learned])
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_saved_profile_satisfies_the_published_schema(pipe: Any, make: Callable[[Any], Profile]) -> None:
     jsonschema.validate(json.loads(make(pipe).to_json()), SCHEMA)
 
@@ -99,6 +109,49 @@ def test_what_is_learned_is_written_where_there_is_something_learned(pipe: Any) 
     assert learned["captures"] == "last"
     assert learned["gap_weights"]["weights"][0] == [0, 3, "cond", [1.25]]
     assert "captures" not in make_profile(pipe, plan=PLAN).to_dict()["policy"]
+
+
+def test_what_only_some_families_have_is_written_where_there_is_some(pipe: Any) -> None:
+    plain, chunked = make_profile(pipe).to_dict(), make_chunked(pipe).to_dict()
+    assert "first_window" not in plain["policy"]
+    assert "options" not in plain["settings"]
+    assert chunked["policy"]["first_window"]["noise_map"] == {"x": [0.0, 1.0], "y": [0.0, 2.0]}
+    assert "first_window" not in chunked["policy"]["first_window"]
+    assert chunked["settings"]["options"]["history_sizes"] == [16, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "field"),
+    [
+        (("policy", "first_window", "warmup"), 0, "policy.first_window.warmup"),
+        (("policy", "first_window", "more"), 1, "policy.first_window.more"),
+        (("policy", "first_window", "first_window"), {}, "policy.first_window.first_window"),
+        (("policy", "first_window", "noise_map", "x"), [2, 1], "policy.first_window.noise_map.x"),
+        (("policy", "first_window"), [], "policy.first_window"),
+        (("settings", "options"), [], "settings.options"),
+        (("settings", "options", "starts_from"), float("inf"), "settings.options.starts_from"),
+    ],
+)
+def test_a_bad_field_of_these_is_named_where_it_stands(
+    pipe: Any, place: tuple[str, ...], value: Any, field: str
+) -> None:
+    document = json.loads(make_chunked(pipe).to_json())
+    *parents, last = place
+    inner = document
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+    with pytest.raises(ProfileError) as error:
+        Profile.from_dict(document)
+    assert error.value.field == field
+
+
+def test_weights_of_the_first_window_are_of_the_profiles_settings_too(pipe: Any) -> None:
+    learned = make_learned(pipe)
+    profile = dataclasses.replace(learned, policy=Policy(first_window=learned.policy))
+    assert Profile.from_dict(profile.to_dict()) == profile
+    with pytest.raises(ProfileMismatch, match="num_inference_steps"):
+        dataclasses.replace(profile, settings=dataclasses.replace(profile.settings, num_inference_steps=9))
 
 
 def test_the_schema_knows_exactly_the_fields_of_the_code(pipe: Any) -> None:
@@ -333,7 +386,7 @@ def test_a_damaged_file_is_refused_or_valid(
 def mutable(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     pipe = tiny_pipeline()
     if request.param == 2:
-        return pipe, make_profile(pipe).to_dict()
+        return pipe, make_chunked(pipe).to_dict()
     if request.param == "learned":
         return pipe, make_learned(pipe).to_dict()
     old = json.loads((Path(__file__).parent / "data/profile-version-1.json").read_text())

@@ -191,6 +191,58 @@ class TestSettings:
         assert error.value.field == "settings.more"
 
 
+class TestOptions:
+    """Further arguments of a call that change the denoising, where a family has such."""
+
+    def test_they_round_trip_and_are_left_out_where_there_are_none(self) -> None:
+        assert "options" not in settings().to_dict()
+        assert Settings.from_dict(settings().to_dict()).options == {}
+        mine = settings(options={"starts_from": "image", "history_sizes": [16, 2, 1], "deep": {"a": None}})
+        assert mine.to_dict()["options"] == mine.options
+        assert Settings.from_dict(mine.to_dict()) == mine
+        assert Settings.from_dict(mine.to_dict() | {"options": {}}) == settings()
+
+    def test_every_other_one_is_named(self) -> None:
+        calibrated = settings(options={"kept": 1, "starts_from": "nothing", "sizes": [16, 2], "gone": True})
+        actual = settings(options={"kept": 1, "starts_from": "image", "sizes": [8, 2], "new": 0.5})
+        assert calibrated.mismatches(actual) == [
+            "options.gone is None, calibrated for True",
+            "options.new is 0.5, calibrated for None",
+            "options.sizes is [8, 2], calibrated for [16, 2]",
+            "options.starts_from is 'image', calibrated for 'nothing'",
+        ]
+        assert calibrated.mismatches(calibrated) == []
+        assert settings().mismatches(settings(width=48, options={"last": True})) == [
+            "width is 48, calibrated for 32",
+            "options.last is True, calibrated for None",
+        ]
+
+    def test_a_phrase_about_one_is_short_and_holds_no_address(self) -> None:
+        phrases = settings(options={"a": "x" * 1000, "b://c": 1}).mismatches(settings(options={"a": "db://me:pw@host"}))
+        assert phrases[0].startswith("options.a is an address, calibrated for 'xxx")
+        assert phrases[1] == "options.an address is None, calibrated for 1"
+        assert max(map(len, phrases)) < 200
+
+    @pytest.mark.parametrize(
+        ("options", "field"),
+        [
+            (None, "options"),
+            ([], "options"),
+            ("image", "options"),
+            ({"a": float("nan")}, "options.a"),
+            ({"a": {"b": float("inf")}}, "options.a.b"),
+            ({"a": object()}, "options.a"),
+        ],
+    )
+    def test_what_is_no_json_is_refused_by_name(self, options: Any, field: str) -> None:
+        with pytest.raises(ProfileError) as error:
+            settings(options=options)
+        assert error.value.field == f"settings.{field}"
+        with pytest.raises(ProfileError) as error:
+            Settings.from_dict(settings().to_dict() | {"options": options})
+        assert error.value.field == f"settings.{field}"
+
+
 class Wrapped:
     """What torchao's tensors are: made of others that they name."""
 
