@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +69,8 @@ def start_transformer() -> Any:
 
 
 def build_scheduler() -> Any:
-    """Helios' own sampler (UniPC), shifted as the other reference's is.
-
-    The pipeline derives the shift from the number of tokens between two settings, here the same.
-    """
-    shift = math.log(models.FLOW_SHIFT)
-    config = {"stages": 1, "use_dynamic_shifting": True, "base_shift": shift, "max_shift": shift}
-    return HeliosScheduler.from_config(config)
+    """Helios' own sampler (UniPC), with the shift that the pipeline derives from the number of tokens (1.6 here)."""
+    return HeliosScheduler(stages=1, use_dynamic_shifting=True)
 
 
 def save_pipeline(folder: Path, transformer: Any) -> None:
