@@ -7,6 +7,7 @@ chunks before it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from calibrate.families.check import Check
 from calibrate.families.diffusers_folder import DiffusersSpec
@@ -53,6 +54,34 @@ def chunks_of(generation: Generation, per_latent_frame: int) -> int:
 @dataclass(frozen=True)
 class ChunkedFootprint(Footprint):
     """As `Footprint`, for chunks as windows: bidirectional, no context, and history beside the chunk's own tokens."""
+
+    @classmethod
+    def of(
+        cls, spec: ChunkedSpec, generation: Generation, *, patch: int, scale: int, per_latent_frame: int, **model: int
+    ) -> Self:
+        """From what the configuration files say.
+
+        Args:
+            spec: Of which the data type counts.
+            generation: Settings of the pipeline call.
+            patch: Latent pixels per token, in each direction.
+            scale: Pixels per latent pixel, in each direction.
+            per_latent_frame: Frames that the VAE makes one latent frame of.
+            model: `layers`, `width`, `ffn_width` and `channels`.
+        """
+        import torch
+
+        height, width = generation.height // scale, generation.width // scale
+        return cls(
+            window_lengths=(CHUNK,) * chunks_of(generation, per_latent_frame),
+            latent_height=height,
+            latent_width=width,
+            patches=(height // patch) * (width // patch),
+            branches=2 if generation.guidance_scale > 1 else 1,
+            itemsize=getattr(torch, spec.torch_dtype).itemsize,
+            generation=generation,
+            **model,
+        )
 
     @property
     def blocks(self) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,6 +131,18 @@ def read_config(component: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CalibrateError(f"model.path: {path} is missing or damaged; download the pipeline again.") from error
+
+
+@contextmanager
+def complete_configuration(folder: Path) -> Iterator[None]:
+    """Says of a configuration that lacks something, or has it in another form, that it is incomplete."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise CalibrateError(
+            f"model.path: {folder} has an incomplete transformer/config.json or vae/config.json ({error}); "
+            "download the pipeline again."
+        ) from error
 
 
 def pipeline_weights(component: Path, variant: str | None) -> list[Path]:

@@ -14,107 +14,64 @@ training: a pipeline's are its own, with its own mistakes, which would otherwise
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from studies.helios_reference import models
 from studies.reference import checkpoint, latents, world
 from studies.reference import models as shared
-from studies.reference.optim import MuonAdamW, split_parameters
-from studies.reference.train_transformer import encode_text, tokenize
+from studies.reference.steps import Course, train_steps
+from studies.reference.train_transformer import build_optimizer, encode_text, tokenize
 
 CURVES = Path(__file__).parent / "training"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Course):
     """Hyperparameters.
 
-    Learning rates rise over `warm_up` steps and fall to zero over the last `decay` steps. `first` of the steps train
-    the first chunk, where what a clip shows is decided; `two_objects` is the share of clips with two, which are learnt
-    last; `history_noise` is the most that is mixed into what came before a later chunk.
+    `first` of the steps train the first chunk, where what a clip shows is decided; `two_objects` is the share of clips
+    with two, which are learnt last; `history_noise` is the most that is mixed into what came before a later chunk.
     """
 
     steps: int = 2200
+    decay: int = 1500
+    adamw_lr: float = 5e-4
+    muon_lr: float = 1.2e-3
     clips: int = 8000
     batch: int = 14
     first: float = 0.6
     two_objects: float = 0.5
     history_noise: float = 0.12
-    adamw_lr: float = 5e-4
-    muon_lr: float = 1.2e-3
-    warm_up: int = 60
-    decay: int = 1500
     weight_decay: float = 0.01
     drop_caption: float = 0.1
-    ema: float = 0.995
 
 
-def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 50) -> None:
+def train(run: Path, recipe: Recipe, seed: int = 0) -> None:
     """Train on the data set `seed`, going on from `run / "transformer.safetensors"` where there is one."""
     torch.manual_seed(seed)
-    run.mkdir(parents=True, exist_ok=True)
     data, captions = latents.data_set(seed, recipe.clips, models.KEYFRAMES)
     embeddings, empty = _embed(captions)
     double = torch.tensor([len(world.parse_caption(caption).objects) > 1 for caption in captions])
     weights = torch.where(double, recipe.two_objects / double.sum(), (1 - recipe.two_objects) / (~double).sum())
     transformer = models.start_transformer()
-    average = copy.deepcopy(transformer).requires_grad_(False)
-    optimizer = _build_optimizer(transformer, recipe)
-    path = run / "transformer.safetensors"
-    first = 0
-    if path.exists():
-        tensors, first = checkpoint.load(path)
-        transformer.load_state_dict(checkpoint.with_prefix(tensors, "transformer"))
-        average.load_state_dict(checkpoint.with_prefix(tensors, "average"))
-        checkpoint.restore_optimizer(optimizer, checkpoint.with_prefix(tensors, "optimizer"))
-    transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
 
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + first)
-    began = time.monotonic()
-    losses: list[float] = []
-    with (run / "transformer.csv").open("a", newline="") as file:
-        writer = csv.writer(file)
-        if first == 0:
-            writer.writerow(["step", "loss", "schedule", "seconds"])
-        for step in range(first, recipe.steps):
-            factor = min(1.0, (step + 1) / recipe.warm_up, (recipe.steps - step) / recipe.decay)
-            for group in optimizer.param_groups:
-                group["lr"] = factor * (recipe.muon_lr if group["muon"] else recipe.adamw_lr)
-            chunk = 0
-            if torch.rand((), generator=generator) >= recipe.first:
-                chunk = int(torch.randint(1, models.CHUNKS, (), generator=generator))
-            chosen = torch.multinomial(weights, recipe.batch, replacement=True, generator=generator)
-            drop = torch.rand((recipe.batch, 1, 1), generator=generator) < recipe.drop_caption
-            text = torch.where(drop, empty, embeddings[chosen])
-            loss = flow_loss(transformer, data[chosen].float(), chunk, text, generator, recipe.history_noise)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
-            optimizer.step()
-            decay = min(recipe.ema, (step + 1) / (step + 10))
-            with torch.no_grad():
-                for mean, value in zip(average.parameters(), transformer.parameters(), strict=True):
-                    mean.lerp_(value, 1 - decay)
-            losses.append(loss.item())
-            if (step + 1) % 25 == 0:
-                seconds, mean_loss = time.monotonic() - began, float(np.mean(losses[-25:]))
-                writer.writerow([step + 1, f"{mean_loss:.5f}", f"{factor:.3f}", f"{seconds:.1f}"])
-                file.flush()
-                print(f"{step + 1}/{recipe.steps} loss {mean_loss:.4f} {seconds:.0f} s", flush=True)
-            if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
-                state = checkpoint.add_prefix(transformer.state_dict(), "transformer")
-                state |= checkpoint.add_prefix(average.state_dict(), "average")
-                state |= checkpoint.add_prefix(checkpoint.optimizer_tensors(optimizer), "optimizer")
-                checkpoint.save(path, state, step + 1)
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        chunk = 0
+        if torch.rand((), generator=generator) >= recipe.first:
+            chunk = int(torch.randint(1, models.CHUNKS, (), generator=generator))
+        chosen = torch.multinomial(weights, recipe.batch, replacement=True, generator=generator)
+        drop = torch.rand((recipe.batch, 1, 1), generator=generator) < recipe.drop_caption
+        text = torch.where(drop, empty, embeddings[chosen])
+        return flow_loss(transformer, data[chosen].float(), chunk, text, generator, recipe.history_noise)
+
+    parts = torch.nn.ModuleDict({"transformer": transformer})
+    train_steps(run, parts, build_optimizer(transformer, recipe), recipe, loss_of, seed)
 
 
 def flow_loss(
@@ -172,19 +129,11 @@ def _embed(captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     return embedded[:-1], embedded[-1]
 
 
-def _build_optimizer(transformer: Any, recipe: Recipe) -> MuonAdamW:
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
-    named = list(transformer.named_parameters())
-    muon, adamw = split_parameters(parameter for name, parameter in named if name.startswith("blocks."))
-    adamw += [parameter for name, parameter in named if not name.startswith("blocks.")]
-    return MuonAdamW(muon, adamw, lr=recipe.adamw_lr, weight_decay=recipe.weight_decay)
-
-
 def load_average(run: Path) -> tuple[Any, int]:
     """The averaged transformer of a run, and the step it is from."""
     tensors, step = checkpoint.load(run / "transformer.safetensors")
     transformer = models.build_transformer()
-    transformer.load_state_dict(checkpoint.with_prefix(tensors, "average"))
+    transformer.load_state_dict(checkpoint.with_prefix(tensors, "average.transformer"))
     return transformer, step
 
 

@@ -7,9 +7,7 @@ level s is one per causal block, drawn from the states that the sampler passes t
 
 from __future__ import annotations
 
-import copy
-import csv
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,33 +17,31 @@ import torch
 
 from studies.reference import checkpoint, latents, models, world
 from studies.reference.optim import MuonAdamW, split_parameters
+from studies.reference.steps import Course, train_steps
 
 BLOCKS = models.LATENT_FRAMES // models.CAUSAL_BLOCK
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Course):
     """Hyperparameters.
 
-    Learning rates rise over `warm_up` steps and fall to zero over the last `decay` steps. Two steps in three take the
-    first block of `first_batch` clips instead of `batch` whole ones, at the same cost: what a clip shows is decided in
-    its first block, and continuing it is learnt much sooner than composing it.
+    Two steps in three take the first block of `first_batch` clips instead of `batch` whole ones, at the same cost: what
+    a clip shows is decided in its first block, and continuing it is learnt much sooner than composing it.
     """
 
     steps: int = 4000
+    decay: int = 2600
+    adamw_lr: float = 8e-4
+    muon_lr: float = 2e-3
     clips: int = 8000
     batch: int = 6
     first_batch: int = 30
-    adamw_lr: float = 8e-4
-    muon_lr: float = 2e-3
-    warm_up: int = 60
-    decay: int = 2600
     weight_decay: float = 0.01
     drop_caption: float = 0.1
-    ema: float = 0.995
 
 
-def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 100) -> None:
+def train(run: Path, recipe: Recipe, seed: int = 0) -> None:
     """Train on the data set `seed`, going on from `run / "transformer.safetensors"` where there is one."""
     torch.manual_seed(seed)
     tokenizer = models.build_tokenizer()
@@ -54,58 +50,19 @@ def train(run: Path, recipe: Recipe, seed: int = 0, save_every: int = 100) -> No
     transformer = models.build_transformer()
     text_encoder = models.build_text_encoder(len(tokenizer))
     parts = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})
-    average = copy.deepcopy(parts).requires_grad_(False)
-    optimizer = build_optimizer(parts, recipe)
-    path = run / "transformer.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    first = 0
-    if path.exists():
-        tensors, first = checkpoint.load(path)
-        parts.load_state_dict(checkpoint.with_prefix(tensors, "parts"))
-        average.load_state_dict(checkpoint.with_prefix(tensors, "average"))
-        checkpoint.restore_optimizer(optimizer, checkpoint.with_prefix(tensors, "optimizer"))
-    else:
+    if not (run / "transformer.safetensors").exists():
         print(f"text encoder: loss {teach_captions(text_encoder, tokens, captions):.4f}", flush=True)
-        average.load_state_dict(parts.state_dict())
-
-    # A third of a step goes into small element-wise kernels; compiling fuses them.
-    transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
-
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + first)
     empty = tokenize(tokenizer, [""])
-    began = time.monotonic()
-    losses: list[float] = []
-    with (run / "transformer.csv").open("a", newline="") as file:
-        writer = csv.writer(file)
-        if first == 0:
-            writer.writerow(["step", "loss", "schedule", "seconds"])
-        for step in range(first, recipe.steps):
-            factor = schedule(recipe, step)
-            for group in optimizer.param_groups:
-                group["lr"] = factor * (recipe.muon_lr if group["muon"] else recipe.adamw_lr)
-            batch, blocks = (recipe.first_batch, 1) if step % 3 else (recipe.batch, BLOCKS)
-            chosen = torch.randint(len(data), (batch,), generator=generator)
-            drop = torch.rand((batch, 1), generator=generator) < recipe.drop_caption
-            batch_tokens = torch.where(drop, empty, tokens[chosen])
-            clean = data[chosen, :, : blocks * models.CAUSAL_BLOCK].float()
-            loss = flow_loss(parts, clean, batch_tokens, generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-            optimizer.step()
-            _update_average(average, parts, min(recipe.ema, (step + 1) / (step + 10)))
-            losses.append(loss.item())
-            if (step + 1) % 25 == 0:
-                seconds = time.monotonic() - began
-                mean = float(np.mean(losses[-25:]))
-                writer.writerow([step + 1, f"{mean:.5f}", f"{factor:.3f}", f"{seconds:.1f}"])
-                file.flush()
-                print(f"{step + 1}/{recipe.steps} loss {mean:.4f} {seconds:.0f} s", flush=True)
-            if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
-                state = checkpoint.add_prefix(parts.state_dict(), "parts")
-                state |= checkpoint.add_prefix(average.state_dict(), "average")
-                state |= checkpoint.add_prefix(checkpoint.optimizer_tensors(optimizer), "optimizer")
-                checkpoint.save(path, state, step + 1)
+
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        batch, blocks = (recipe.first_batch, 1) if step % 3 else (recipe.batch, BLOCKS)
+        chosen = torch.randint(len(data), (batch,), generator=generator)
+        drop = torch.rand((batch, 1), generator=generator) < recipe.drop_caption
+        batch_tokens = torch.where(drop, empty, tokens[chosen])
+        clean = data[chosen, :, : blocks * models.CAUSAL_BLOCK].float()
+        return flow_loss(parts, clean, batch_tokens, generator)
+
+    train_steps(run, parts, build_optimizer(transformer, recipe, [*text_encoder.parameters()]), recipe, loss_of, seed)
 
 
 def teach_captions(
@@ -222,18 +179,12 @@ def encode_text(text_encoder: Any, tokens: torch.Tensor) -> torch.Tensor:
     return text_encoder(tokens, mask).last_hidden_state * mask[..., None]
 
 
-def build_optimizer(parts: torch.nn.ModuleDict, recipe: Recipe) -> MuonAdamW:
+def build_optimizer(transformer: Any, recipe: Any, more: Sequence[torch.nn.Parameter] = ()) -> MuonAdamW:
     """Muon for the matrices inside the transformer's blocks, AdamW for everything else."""
-    named = list(parts["transformer"].named_parameters())
+    named = list(transformer.named_parameters())
     muon, adamw = split_parameters(parameter for name, parameter in named if name.startswith("blocks."))
     adamw += [parameter for name, parameter in named if not name.startswith("blocks.")]
-    adamw += list(parts["text_encoder"].parameters())
-    return MuonAdamW(muon, adamw, lr=recipe.adamw_lr, weight_decay=recipe.weight_decay)
-
-
-def schedule(recipe: Recipe, step: int) -> float:
-    """The factor of the learning rates: a linear warm-up, a plateau, and a linear descent to zero."""
-    return min(1.0, (step + 1) / recipe.warm_up, (recipe.steps - step) / recipe.decay)
+    return MuonAdamW(muon, [*adamw, *more], lr=recipe.adamw_lr, weight_decay=recipe.weight_decay)
 
 
 def load_average(run: Path) -> tuple[Any, Any, int]:
@@ -244,9 +195,3 @@ def load_average(run: Path) -> tuple[Any, Any, int]:
     transformer.load_state_dict(checkpoint.with_prefix(average, "transformer"))
     text_encoder.load_state_dict(checkpoint.with_prefix(average, "text_encoder"))
     return transformer, text_encoder, step
-
-
-@torch.no_grad()
-def _update_average(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
-    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from calibrate.errors import CalibrateError
-from calibrate.families.diffusers_folder import read_config
+from calibrate.families.diffusers_folder import complete_configuration, read_config
 from calibrate.families.footprint import Footprint
 from calibrate.families.skyreels_v2.spec import SkyReelsV2Spec
 from calibrate.families.skyreels_v2.windows import windows_of
@@ -28,7 +28,7 @@ def footprint_of(folder: Path, spec: SkyReelsV2Spec, generation: Generation) -> 
         CalibrateError: If a configuration file is missing or lacks a field, or the settings do not fit it.
     """
     transformer, vae = read_config(folder / "transformer"), read_config(folder / "vae")
-    try:
+    with complete_configuration(folder):
         _, patch_height, patch_width = transformer["patch_size"]
         halved_in_time = vae["temperal_downsample"]
         height, width = (size // 2 ** len(halved_in_time) for size in (generation.height, generation.width))
@@ -55,8 +55,3 @@ def footprint_of(folder: Path, spec: SkyReelsV2Spec, generation: Generation) -> 
             itemsize=getattr(torch, spec.torch_dtype).itemsize,
             generation=generation,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CalibrateError(
-            f"model.path: {folder} has an incomplete transformer/config.json or vae/config.json ({error}); "
-            "download the pipeline again."
-        ) from error
