@@ -134,6 +134,12 @@ class _Watched:
         return {}
 
 
+def decoded(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Pixels [batch, 3, frames, h, w] of latents, also while the pipeline is kept from decoding."""
+    pixels: torch.Tensor = type(vae).decode(vae, latents, return_dict=False)[0]
+    return pixels
+
+
 @contextmanager
 def undecoded(vae: Any) -> Iterator[None]:
     """Keeps a pipeline from decoding each chunk, as some do even when latents are asked for: that is no denoising."""

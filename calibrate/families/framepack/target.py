@@ -9,7 +9,7 @@ import torch
 from diffusers import HunyuanVideoFramepackPipeline
 
 from calibrate.families.chunked import CHUNK
-from calibrate.families.chunked_target import ChunkedTarget
+from calibrate.families.chunked_target import ChunkedTarget, decoded
 from calibrate.families.framepack.spec import FramepackSpec
 from calibrate.quality.metrics import Frames
 from calibrate.spec.generation import Case, Generation
@@ -79,13 +79,13 @@ class FramepackTarget(ChunkedTarget):
                 part = latents[:, :, start : start + min(2, number + 1) * CHUNK + last]
             else:
                 part = latents[:, :, :end] if number == 0 else latents[:, :, end - 2 * CHUNK : end]
-            decoded = pipe.vae.decode(part.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor, return_dict=False)[0]
+            made = decoded(pipe.vae, part.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor)
             if video is None:
-                video = decoded
+                video = made
             elif self._backwards:
-                video = pipe._soft_append(decoded, video, overlap)
+                video = pipe._soft_append(made, video, overlap)
             else:
-                video = pipe._soft_append(video, decoded, overlap)
+                video = pipe._soft_append(video, made, overlap)
         assert video is not None
         whole = (video.shape[2] - 1) // pipe.vae_scale_factor_temporal * pipe.vae_scale_factor_temporal + 1
         frames: Frames = pipe.video_processor.postprocess_video(video[:, :, :whole], output_type="np")[0]

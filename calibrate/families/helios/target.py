@@ -9,7 +9,7 @@ import torch
 from diffusers import HeliosPipeline
 
 from calibrate.families.chunked import CHUNK
-from calibrate.families.chunked_target import ChunkedTarget
+from calibrate.families.chunked_target import ChunkedTarget, decoded
 from calibrate.families.helios.spec import HeliosSpec
 from calibrate.quality.metrics import Frames
 from calibrate.spec.generation import Case
@@ -63,7 +63,7 @@ class HeliosTarget(ChunkedTarget):
         )
         # The pipeline divides by the reciprocal; a plain product would round differently.
         chunks = [chunk.to(vae.dtype) / (1.0 / std) + mean for chunk in latents.split(CHUNK, dim=2)]
-        video = torch.cat([vae.decode(chunk, return_dict=False)[0] for chunk in chunks], dim=2)
+        video = torch.cat([decoded(vae, chunk) for chunk in chunks], dim=2)
         whole = (video.shape[2] - 1) // per_latent_frame * per_latent_frame + 1
         frames: Frames = self.pipe.video_processor.postprocess_video(video[:, :, :whole], output_type="np")[0]
         return frames

@@ -20,9 +20,11 @@ from calibrate.errors import CalibrateError
 from calibrate.families import load_target
 from calibrate.families.target import Target
 from calibrate.measure.baseline import Baseline, MakeBaseline, read_baseline, write_baseline
+from calibrate.measure.candidate import Measure
 from calibrate.measure.gap_fit import FitWeights, Truth
 from calibrate.replay.replay import Replay
 from calibrate.search.plans import rows_of
+from calibrate.spec.floors import Floors
 from calibrate.study.study_file import StudyFile
 from scope_runtime import Policy, Profile, run_policy
 from tests.chunked import FRAMEPACK_CALL, HELIOS_CALL, picture, tiny_framepack, tiny_helios
@@ -140,9 +142,18 @@ def test_complete_chunks_are_shown_as_they_come_and_are_those_of_the_clip(
 ) -> None:
     target, case = target_of("helios"), StudyFile(folder / "helios.yaml").study.search_cases[0]
     shown: list[torch.Tensor] = []
-    latents = target.denoise(case, watch=lambda seen: shown.append(seen.clone())).latents
+    frames: list[Any] = []
+
+    def watch(seen: torch.Tensor) -> None:
+        shown.append(seen.clone())
+        frames.append(target.decode(seen)[0])
+
+    latents = target.denoise(case, watch).latents
     assert [seen.shape[2] for seen in shown] == [9, 18]
     assert all(torch.equal(seen, latents[:, :, : seen.shape[2]]) for seen in shown)
+    whole, _ = target.decode(latents)
+    assert [len(beginning) for beginning in frames] == [33, 65]
+    assert all(np.array_equal(beginning, whole[: len(beginning)]) for beginning in frames)
 
 
 def test_the_profile_knows_what_videos_start_from(target_of: Callable[[str], Target]) -> None:
@@ -178,6 +189,18 @@ def test_traces_have_a_window_per_chunk_and_replay_what_a_real_run_does(
 
 def _clip_bytes(baseline: Baseline) -> int:
     return baseline.latents.numel() * 4 + baseline.frames.size * 4 + baseline.observations.size * 8
+
+
+def test_a_candidate_that_spoils_the_first_chunk_is_ended_there(
+    folder: Path, target_of: Callable[[str], Target], tmp_path: Path
+) -> None:
+    target, case = target_of("helios"), StudyFile(folder / "helios.yaml").study.search_cases[0]
+    reference = MakeBaseline(case).run(target, lambda: False).reference(tmp_path)
+    spoilt = Policy(warmup=1, max_skip=100, order=0)
+    floors = Floors(psnr_db=60.0, psnr_worst_block_db=60.0)
+    measured = Measure(0, spoilt, case, floors, (), 1, None, reference).run(target, lambda: False)
+    assert measured.fields["state"] == "complete"
+    assert "in the first 33 of 97 frames" in measured.fields["reason"]
 
 
 @pytest.mark.parametrize("name", ["helios", "framepack-f1"])
