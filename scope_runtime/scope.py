@@ -66,8 +66,9 @@ def apply_scope(
     """Accelerates a pipeline with a calibrated profile.
 
     Args:
-        pipe: A SkyReels-V2 diffusion-forcing pipeline of diffusers, or MAGI-1's ``MagiPipeline`` or model. A
-            ``MagiPipeline`` loads its model when it runs, so that is when the model is checked.
+        pipe: A SkyReels-V2 diffusion-forcing pipeline, a `HeliosPipeline` or a `HunyuanVideoFramepackPipeline` of
+            diffusers, or MAGI-1's ``MagiPipeline`` or model. A ``MagiPipeline`` loads its model when it runs, so that
+            is when the model is checked.
         profile: From `Profile.load`.
         on_mismatch: What to do when a call's settings are not the calibrated ones, or the model has been changed since
             attaching: run it ``"exact"`` (no skipping) with a `ScopeWarning` that says what differs, or ``"raise"``
@@ -143,7 +144,8 @@ def exact(
 
     Under block-causal attention (``causal_block_size`` above 1), blocks that have not started are not computed, and
     complete blocks are computed once and then serve as context; latents equal stock up to rounding. Under
-    bidirectional attention nothing can be left out; the report says so.
+    bidirectional attention, and so within the chunks of Helios and FramePack, nothing can be left out; the report says
+    so.
 
     Args:
         pipe: A pipeline of a known family.
