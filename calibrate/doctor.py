@@ -205,6 +205,8 @@ def _export(file: StudyFile) -> Check:
 
 def _prompts(file: StudyFile) -> Check:
     study = file.study
+    if file.missing_image is not None:
+        raise CalibrateError(file.missing_image)
     figures = {"search_cases": len(study.search_cases), "held_out_cases": len(study.held_out_cases)}
     cases = (*study.search_cases, *study.held_out_cases, *study.fit_cases, *study.guarantee_cases)
     prompts = [case.prompt for case in cases]

@@ -215,6 +215,7 @@ class StudyFile:
         study: The checked content.
         path: The file.
         text: The file as written, for the record.
+        missing_image: What is wrong with the first image that a case names and that cannot be read, or None.
     """
 
     def __init__(self, path: Path) -> None:
@@ -243,12 +244,21 @@ class StudyFile:
             self._data = data
         except ValidationError as error:
             raise CalibrateError(f"{path}: {_explain(error, data)}") from error
-        self.study = self.study.model_copy(
-            update={
-                field: [with_image(case, f"{path}: {field}.{n}.image", path.parent) for n, case in enumerate(cases)]
-                for field, cases in ((field, getattr(self.study, field)) for field in _CASES)
-            }
-        )
+        self.missing_image: str | None = None
+        self._find_images()
+
+    def _find_images(self) -> None:
+        """Finds the images of the cases; of what is not there, the first is told, for whoever is to generate."""
+        found: dict[str, list[Case]] = {}
+        for field in _CASES:
+            found[field] = []
+            for number, case in enumerate(getattr(self.study, field)):
+                try:
+                    case = with_image(case, f"{field}.{number}.image", self.path.parent)
+                except CalibrateError as error:
+                    self.missing_image = self.missing_image or str(error)
+                found[field].append(case)
+        self.study = self.study.model_copy(update=found)
 
     def aim(
         self,

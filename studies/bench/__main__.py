@@ -204,11 +204,12 @@ def families(
     cache: Cache = CACHE,
 ) -> None:
     """Every family by the same code: exact mode, a policy chosen on search prompts, and TaylorSeer beside it."""
-    from studies.bench.families import FAMILIES, measure
+    from studies.bench.families import measure, names
 
-    if unknown := [name for name in family or () if name not in FAMILIES]:
-        raise typer.BadParameter(f"--family: {unknown[0]!r} is not known; choose among {', '.join(FAMILIES)}")
-    _show(measure(prompts, family or [*FAMILIES], cache), as_json)
+    known = names()
+    if unknown := [name for name in family or () if name not in known]:
+        raise typer.BadParameter(f"--family: {unknown[0]!r} is not known; choose among {', '.join(known)}")
+    _show(measure(prompts, family or known, cache), as_json)
 
 
 @app.command()

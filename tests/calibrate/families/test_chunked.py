@@ -269,11 +269,6 @@ def test_a_whole_run_ends_with_a_profile_that_verifies(folder: Path, scope: Call
         ("helios-i2v", {"held_out_cases": _cases(3, image=False)}, "held_out_cases.0.image must name the image"),
         ("framepack", {"fit_cases": _cases(2, image=False)}, "fit_cases.0.image must name the image"),
         ("framepack", {"model": {"sampling_type": "sideways"}}, "model.sampling_type"),
-        (
-            "framepack",
-            {"search_cases": [{"prompt": "a red circle", "seed": 0, "image": "missing.png"}]},
-            "search_cases.0.image: there is no",
-        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(name: str, change: dict[str, Any], told: str, folder: Path) -> None:
@@ -285,6 +280,17 @@ def test_what_does_not_fit_is_refused_by_name(name: str, change: dict[str, Any],
     with pytest.raises(CalibrateError) as caught:
         StudyFile(path)
     assert told in str(caught.value)
+
+
+def test_an_image_that_is_missing_is_told_before_anything_is_computed(folder: Path, scope: Callable[..., Any]) -> None:
+    missing = [{"prompt": "a red circle", "seed": 0, "image": "missing.png"}]
+    path = folder / "missing.yaml"
+    path.write_text(yaml.safe_dump({**STUDIES["framepack"], "search_cases": missing}))
+    ran = scope("run", str(path))
+    assert ran.exit_code == 2
+    assert f"search_cases.0.image: there is no {folder / 'missing.png'}; check the path." in ran.output.replace(
+        "\n", " "
+    )
 
 
 def test_another_image_under_the_same_name_is_another_case(folder: Path, tmp_path: Path) -> None:

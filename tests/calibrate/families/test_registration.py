@@ -84,7 +84,7 @@ def test_a_new_family_needs_its_registration_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_study: dict[str, Any]
 ) -> None:
     toys = {"family": "toy", "path": "box", "knob": 3}
-    assert "'skyreels_v2' or 'magi_1', not 'toy'" in _refused(tmp_path, toys)
+    assert "'helios' or 'framepack', not 'toy'" in _refused(tmp_path, toys)
     monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, Toy()))
     monkeypatch.chdir(tmp_path)
 
@@ -126,8 +126,11 @@ def test_a_new_family_needs_its_registration_alone(
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        ({"family": "wan"}, "model.family: input should be 'skyreels_v2' or 'magi_1', not 'wan'."),
-        ({"family": None}, "model.family: input should be 'skyreels_v2' or 'magi_1', not None."),
+        (
+            {"family": "wan"},
+            "model.family: input should be 'skyreels_v2', 'magi_1', 'helios' or 'framepack', not 'wan'.",
+        ),
+        ({"family": None}, "model.family: input should be 'skyreels_v2', 'magi_1', 'helios' or 'framepack', not None."),
         ({"flow_shift": "much"}, "model.flow_shift: input should be a valid number, not 'much'."),
         ({"config": "c.json"}, "model: config means nothing to family skyreels_v2; remove it or change family."),
         (MAGI_1 | {"flow_shift": 3.0}, "model: flow_shift means nothing to family magi_1; remove it or change family."),
