@@ -67,8 +67,8 @@ def measure(prompts: int, families: Sequence[str], cache: Path) -> dict[str, Any
 
     Returns:
         Per family ``exact_max_abs_diff``, ``speedup_evaluations``, ``psnr_db`` (mean), ``psnr_worst_prompt_db`` and
-        whether it is ``trained``; of trained ones ``policy`` (in words) and ``prompts``, and ``taylorseer`` where they go
-        chunk by chunk.
+        whether it is ``trained``; of trained ones ``policy`` (in words) and ``prompts``, and ``taylorseer`` where they
+        go chunk by chunk.
     """
     found, trained, stand_ins = {}, _studies(), _stand_ins()
     with Narrator() as narrator, tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calibrate.families.chunked import ChunkedFootprint
+from calibrate.families.chunked_footprint import ChunkedFootprint
 from calibrate.families.diffusers_folder import complete_configuration, read_config
 from calibrate.families.helios.spec import HeliosSpec
 from calibrate.spec.generation import Generation

@@ -102,7 +102,7 @@ def test_a_new_family_needs_its_registration_alone(
     assert _refused(tmp_path, {"path": "pipe", "knob": 1}) == (
         "model: knob means nothing to family skyreels_v2; remove it or change family."
     )
-    assert "'skyreels_v2', 'magi_1' or 'toy', not 'doll'" in _refused(tmp_path, toys | {"family": "doll"})
+    assert "'helios', 'framepack' or 'toy', not 'doll'" in _refused(tmp_path, toys | {"family": "doll"})
     overlapping = tiny_study["generation"] | {"overlap_history": 9}
     assert "means nothing to toys" in _refused(tmp_path, toys, generation=overlapping)
 
@@ -185,7 +185,7 @@ def test_reading_studies_of_all_families_loads_neither_torch_nor_diffusers() -> 
         "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["['magi_1', 'skyreels_v2']", "[]"]
+    assert done.stdout.splitlines() == ["['framepack', 'helios', 'magi_1', 'skyreels_v2']", "[]"]
 
 
 def _decisions(tree: ast.AST) -> Iterator[ast.expr]:
