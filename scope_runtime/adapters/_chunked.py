@@ -146,19 +146,25 @@ class ChunkedAttachment(DiffusersAttachment):
         signature = inspect.signature(type(pipe).__call__)
         given = {name: parameter.default for name, parameter in signature.parameters.items()} | call
         frames = cls.chunk_frames(given)
-        scheduler = cls.planned(pipe, given, frames)
+        return cls._settings_of(pipe, given, cls.planned(pipe, given, frames), frames, given["height"], given["width"])
+
+    @classmethod
+    def _settings_of(
+        cls, pipe: Any, call: Mapping[str, Any], scheduler: Any, frames: int, height: int, width: int
+    ) -> Settings:
+        """Settings of a call with a scheduler that is set: latent frames of a chunk, height and width in pixels."""
         return Settings(
-            height=given["height"],
-            width=given["width"],
+            height=height,
+            width=width,
             num_frames=(frames - 1) * pipe.vae_scale_factor_temporal + 1,
             num_inference_steps=len(scheduler.timesteps),
-            guidance_scale=cls.guidance_scale(given),
+            guidance_scale=cls.guidance_scale(call),
             ar_step=0,
             causal_block_size=frames,
             dtype=dtype_of(pipe),
             scheduler=describe_scheduler(scheduler),
-            lora_scale=lora_scale(pipe.transformer, given["attention_kwargs"]),
-            options=cls.options(given),
+            lora_scale=lora_scale(pipe.transformer, call["attention_kwargs"]),
+            options=cls.options(call),
         )
 
     @staticmethod
@@ -217,20 +223,9 @@ class ChunkedAttachment(DiffusersAttachment):
     def _settings(self, arguments: Mapping[str, Any]) -> Settings:
         """What is really being run, read off the scheduler and the tensors as far as they tell."""
         *_, frames, height, width = arguments["hidden_states"].shape
-        pipe, call = self.pipe, self._gate.arguments
-        scheduler = self._stock_scheduler()
-        return Settings(
-            height=height * pipe.vae_scale_factor_spatial,
-            width=width * pipe.vae_scale_factor_spatial,
-            num_frames=(frames - 1) * pipe.vae_scale_factor_temporal + 1,
-            num_inference_steps=len(scheduler.timesteps),
-            guidance_scale=self.guidance_scale(call),
-            ar_step=0,
-            causal_block_size=frames,
-            dtype=dtype_of(pipe),
-            scheduler=describe_scheduler(scheduler),
-            lora_scale=lora_scale(self.transformer, call["attention_kwargs"]),
-            options=self.options(call),
+        scale = self.pipe.vae_scale_factor_spatial
+        return self._settings_of(
+            self.pipe, self._gate.arguments, self._stock_scheduler(), frames, height * scale, width * scale
         )
 
     def _check_policy(self, policy: Policy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -163,11 +164,18 @@ def save_pipeline(
 
 
 def write_folder(folder: Path, pipeline: DiffusionPipeline) -> None:
-    """Write any pipeline to `folder`, replacing what is there in one rename."""
+    """Write any pipeline to `folder`, replacing what is there in one rename.
+
+    Where its parts were read from is no part of it and is left out.
+    """
     fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     pipeline.save_pretrained(fresh, safe_serialization=True)
+    for path in fresh.glob("*/*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if folder.exists():
         folder.rename(stale)
     fresh.rename(folder)

@@ -34,6 +34,7 @@ def test_folder_is_small_and_holds_no_pickle() -> None:
     files = [path for path in models.PIPELINE_DIR.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES
     assert {path.suffix for path in files} <= {".json", ".safetensors"}
+    assert not [path for path in files if path.suffix == ".json" and "_name_or_path" in path.read_text()]
 
 
 def test_parts_are_the_classes_of_the_real_model(pipeline: Any) -> None:
