@@ -28,8 +28,20 @@ class Nodes:
         self.address = str(cluster.address)
 
     def add(self, devices: int = 2) -> None:
-        # Ray waits for half a minute at most, and a busy machine takes longer.
-        self._cluster.add_node(wait=False, num_cpus=devices, object_store_memory=STORE_BYTES)
+        """Returns when the node is there; on a busy machine one may end itself before, and another takes its place."""
+        for attempts_left in (2, 1, 0):
+            node = self._cluster.add_node(wait=False, num_cpus=devices, object_store_memory=STORE_BYTES)
+            try:
+                # That one, not so many as there should be: one that went a moment ago may be counted still.
+                self._cluster._wait_for_node(node, timeout=100)
+                return
+            except TimeoutError:
+                if not attempts_left:
+                    raise
+                self._cluster.remove_node(node, allow_graceful=False)
+
+    def settle(self) -> None:
+        """Returns when the nodes that Ray counts are those that are there."""
         self._cluster.wait_for_nodes(timeout=120)
 
     def remove(self, count: int = 1) -> None:
@@ -67,4 +79,5 @@ def whole_cluster() -> Iterator[Nodes]:
 def nodes(whole_cluster: Nodes) -> Nodes:
     """A cluster with two nodes of two devices each."""
     whole_cluster.restore()
+    whole_cluster.settle()
     return whole_cluster

@@ -62,7 +62,8 @@ class Outcome(NamedTuple):
 
 def _run(workplace: Workplace, *options: str) -> Outcome:
     result = workplace.scope("run", "study.yaml", *options, "--json")
-    assert result.exit_code == 0, f"{result.exception!r}\n{result.output}"
+    # Last things first: of what Ray has to say there are pages.
+    assert result.exit_code == 0, "\n".join(reversed(result.output.splitlines()))
     profile = json.loads((workplace.folder / json.loads(result.stdout)["profile"]).read_text())
     url = f"sqlite:///{workplace.folder / 'runs/fixed.db'}"
     engine = create_engine(url)
