@@ -66,6 +66,7 @@ class Family:
         offloading: Ways of offloading that it knows.
         takes_turns: Whether generations of it may take turns; otherwise a second one is refused.
         copied: Whether it can be copied while it is held.
+        changes: What may be done to its model before a profile is made for it.
     """
 
     build: Callable[[], Any]
@@ -78,6 +79,7 @@ class Family:
     offloading: tuple[str, ...] = ("model", "sequential", "groups of blocks", "groups of leaves on disk")
     takes_turns: bool = False
     copied: bool = True
+    changes: tuple[str, ...] = ("int8 weights",)
 
     def latents(self, pipe: Any, meddle: Callable[[], Any] | None = None, **changes: Any) -> torch.Tensor:
         return self.generate(pipe, meddle, **self.call | changes)
@@ -151,12 +153,14 @@ FAMILIES = {
         offloading=(),
         takes_turns=True,
         copied=False,
+        changes=(),
     ),
     "Helios": Family(
         lambda: undecoded(tiny_helios(layers=1)),
         stepwise(helios_latents),
         HELIOS_CALL | TWO_CHUNKS,
         {"num_inference_steps": 6},
+        changes=("compiled blocks", "int8 weights"),
     ),
     "FramePack, last to first": Family(
         tiny_framepack,
@@ -172,6 +176,7 @@ FAMILIES = {
         | {"sampling_type": "vanilla", "true_cfg_scale": 2.0, "negative_prompt": "a blue square"},
         {"num_inference_steps": 6},
         offloading=("model",),
+        changes=(),
     ),
 }
 
@@ -431,3 +436,29 @@ def test_offloading_after_or_before_attaching_changes_nothing(
     with exact(held) as scope:
         assert (family.latents(held) - stock_of(family)).abs().max() <= 1e-4
         assert complete(scope.report)
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [pytest.param(f, change, id=f"{name}-{change}") for name, f in FAMILIES.items() for change in f.changes],
+    indirect=["family"],
+)
+def test_compiled_blocks_and_quantised_weights_run_as_they_are(family: Family, held: Any, change: str) -> None:
+    torch._dynamo.reset()
+    model = family.model(held)
+    if change == "compiled blocks":
+        # SkyReels-V2's has a test that counts graphs, and diffusers knows no repeated blocks of FramePack's.
+        model.compile_repeated_blocks(backend="eager")
+    else:
+        torchao = pytest.importorskip("torchao.quantization")
+        torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    stock = family.latents(held)
+    with exact(held) as scope:
+        assert family.same(family.latents(held), stock)
+        assert complete(scope.report)
+    with warnings.catch_warnings(), apply_scope(held, family.profile(held), on_mismatch="raise") as scope:
+        warnings.simplefilter("error", ScopeWarning)
+        skipped = family.latents(held)
+    assert skips(scope.report)
+    assert torch.isfinite(skipped).all()
+    assert torch.equal(family.latents(held), stock)
