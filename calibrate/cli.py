@@ -611,27 +611,11 @@ def _print_missed(told: Sequence[str], mend: str = "") -> None:
 
 def _print_figures(figures: dict[str, Any]) -> None:
     """The before-and-after table."""
-    table = Table("", "stock", "exact", "SCOPE", title=f"{figures['n']} held-out prompts")
+    from calibrate.display.comparison import HEADERS, comparison
+
+    table = Table(*HEADERS, title=f"{figures['n']} held-out prompts")
     exact, worst = figures["exact"], figures["worst_prompt"]
-    rows = (
-        ("fewer block evaluations", "1.00x", "", f"{figures['speedup_evaluations']:.2f}x"),
-        (
-            "denoising faster",
-            "1.00x",
-            f"{exact['speedup_denoise']:.2f}x",
-            f"{figures['speedup_denoise']:.2f}x{_range(figures, 'speedup_denoise', '.2f')}",
-        ),
-        ("end to end faster", "1.00x", "", f"{figures['speedup_end_to_end']:.2f}x"),
-        ("PSNR, mean (dB)", "", "", f"{figures['psnr_db']:.1f}{_range(figures, 'psnr_db', '.1f')}"),
-        ("PSNR, worst prompt (dB)", "", "", f"{figures['psnr_worst_prompt_db']:.1f}"),
-        ("PSNR, worst block (dB)", "", "", f"{figures['psnr_worst_block_db']:.1f}"),
-        ("PSNR, worst frame (dB)", "", "", f"{figures['psnr_worst_frame_db']:.1f}"),
-        ("SSIM", "", "", f"{figures['ssim']:.4f}"),
-        ("PSNR of motion (dB)", "", "", f"{figures['temporal_psnr_db']:.1f}"),
-        ("largest latent difference", _rounding(exact), f"{exact['max_abs_diff']:.1e}", ""),
-        *((name, "", "", f"{value:.4g}") for name, value in figures["scores"].items()),
-    )
-    for row in rows:
+    for row in comparison(figures):
         table.add_row(*row)
     if not figures["timing"]["steady"]:
         told = Text.assemble(("The times vary more than asked for:", "bold"), " take the speed-ups as rough figures.")
@@ -644,18 +628,6 @@ def _print_figures(figures: dict[str, Any]) -> None:
         PlainConsole(stderr=True).print(told)
     table.caption = f"Worst prompt: {worst['prompt']} (seed {worst['seed']}), {worst['psnr_db']:.1f} dB"
     PlainConsole().print(table)
-
-
-def _range(figures: dict[str, Any], name: str, form: str) -> str:
-    """The bootstrap interval of a figure, in parentheses."""
-    ends = figures["intervals"].get(name)
-    return f" ({ends['mean_low']:{form}} to {ends['mean_high']:{form}})" if ends else ""
-
-
-def _rounding(exact: dict[str, Any]) -> str:
-    """How far stock is from itself with other rounding, which is what exact mode has to be measured against."""
-    rounding = exact["stock_rounding"]
-    return "" if rounding is None else f"{rounding:.1e} (rounding)"
 
 
 def _print_recheck(evidence: dict[str, Any] | None) -> None:

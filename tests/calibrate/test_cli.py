@@ -18,12 +18,12 @@ import pytest
 from sqlalchemy import create_engine, text
 from typer.testing import Result
 
+from calibrate.display.data import load_study
 from calibrate.measure.candidate import Measure
 from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.results.result import ESTIMATE, RESULT
 from calibrate.store import Storage, browse
 from dashboard.clips import clip_of
-from dashboard.data import load_study
 from scope_runtime import Profile, apply_scope
 from tests.calibrate.conftest import TINY_STUDY, Workplace
 from tests.tiny import CALL, latents, save_tiny_pipeline, tiny_pipeline

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from calibrate.display.measures import QUALITY, SPEED, score_columns
 from calibrate.errors import CalibrateError
 from calibrate.quality.metrics import METRIC_VERSION, metric_version, psnr_meaning
 from calibrate.results.promise_table import PromiseTable, recorded_table
@@ -28,7 +29,6 @@ from calibrate.spec.floors import Floors
 from calibrate.store import Generation, ProfileRecord, Storage, StudyRecord, browse
 from calibrate.store.optuna_tables import study_attribute
 from calibrate.study.study_file import Study, recorded_study
-from dashboard.measures import QUALITY, SPEED, score_columns
 
 _FAILURE = "failure"
 FIGURES = (*SPEED, *QUALITY)
@@ -203,10 +203,15 @@ def _held_out(profiles: Sequence[ProfileRecord], version: int) -> dict[int, Unse
         evidence, trial = record.profile["evidence"], int(record.trial_number)
         if metric_version(evidence) != version:
             continue
-        figures = (float(evidence[name]) for name in ("speedup_evaluations", "psnr_db", "psnr_worst_prompt_db"))
         found.pop(trial, None)
-        found[trial] = Unseen(trial, "held-out", int(evidence["n"]), *figures)
+        found[trial] = of_evidence(evidence, trial)
     return found
+
+
+def of_evidence(evidence: Mapping[str, Any], trial: int) -> Unseen:
+    """What an exported policy came to on its held-out prompts."""
+    figures = (float(evidence[name]) for name in ("speedup_evaluations", "psnr_db", "psnr_worst_prompt_db"))
+    return Unseen(trial, "held-out", int(evidence["n"]), *figures)
 
 
 def _guaranteed(promises: PromiseTable | None) -> dict[int, Unseen]:
