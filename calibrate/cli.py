@@ -491,6 +491,26 @@ def verify(
 
 
 @app.command()
+def report(
+    source: Annotated[
+        Path, typer.Argument(metavar="STUDY.yaml|PROFILE.json", help="A study with its records, or a profile alone.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; else NAME.html or README.md beside the profile.")
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="A model card for the profile's folder in place of a page.")
+    ] = False,
+) -> None:
+    """Write all there is to say of a study or a profile on one page, which needs neither network nor database."""
+    from calibrate import overview
+
+    with _explained():
+        written = overview.report(source, output, markdown=markdown)
+    print(f"report   {written}")
+
+
+@app.command()
 def dashboard(
     storage: Annotated[str | None, typer.Option(help="URL of the database; else the only one in runs/.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
@@ -599,7 +619,7 @@ def _show_export(exported: dict[str, Any], as_json: bool) -> None:
     if guarantee:
         console.print(f"Promised: {guarantee['statement']} {guarantee['assumption']}", highlight=False)
         _print_counted(exported["promise"])
-    for name in ("profile", "clip", "plot"):
+    for name in ("profile", "clip", "plot", "report"):
         console.print(f"{name:8} {exported[name]}", highlight=False)
 
 

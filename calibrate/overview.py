@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from calibrate.errors import CalibrateError
+from calibrate.files import write_atomically
 from calibrate.progress import Narrator
 from calibrate.quality.metrics import METRIC_VERSION, psnr_meaning
 from calibrate.results.promise_table import PromiseTable
@@ -20,6 +21,7 @@ from calibrate.session import Session, open_session
 from calibrate.store import Store, masked_url
 from calibrate.store.lock import StudyLock
 from calibrate.store.optuna_tables import study_attribute, trial_states
+from calibrate.study.outputs import companions, require_report_path
 from calibrate.study.promised import recorded_promises
 from calibrate.study.study_file import Study
 
@@ -88,6 +90,40 @@ def _guarantee(study: Study, store: Store) -> dict[str, Any] | None:
         return None
     known = table.to_dict()
     return {name: known[name] for name in ("statement", "share", "confidence", "cases", "best", "policies")}
+
+
+def report(source: Path, output: Path | None, *, markdown: bool) -> Path:
+    """Writes a report about a study or a profile.
+
+    Args:
+        source: A study's file, or a profile.
+        output: Where it goes; None beside the profile.
+        markdown: Whether to write a model card in place of a page.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        CalibrateError: If there is nothing to report, or something else than a report is there.
+        ProfileError: If the profile is damaged.
+    """
+    # These load what draws, which nothing else here needs.
+    from calibrate.report.card import card
+    from calibrate.report.content import of_profile, of_study
+    from calibrate.report.page import page
+
+    if source.suffix in (".yaml", ".yml"):
+        with open_session(source, Narrator()) as session:
+            session.find()
+            study = session.file.study
+            content = of_study(session.storage, study, study.profile_path)
+    else:
+        content = of_profile(source)
+    default = content.path.with_name("README.md") if markdown else companions(content.path).report
+    written = output or default
+    require_report_path(written, "--output")
+    write_atomically(written, card(content, written.parent) if markdown else page(content))
+    return written
 
 
 def delete(session: Session) -> None:
