@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -10,6 +11,9 @@ from calibrate.display.wording import plain
 from calibrate.report import sections
 from calibrate.report.content import Content
 from calibrate.study.outputs import REPORT_MARK, companions
+
+# Escapes that no Markdown needs: of these marks, of points within numbers and at the ends of sentences.
+_HARMLESS = re.compile(r"\\([,();%'\"/?=]|(?<=\d\\)\.(?=\d)|(?<=[a-z]\\)\.(?= |$))")
 
 
 def card(content: Content, folder: Path) -> bytes:
@@ -26,7 +30,7 @@ def card(content: Content, folder: Path) -> bytes:
     ]
     guarantee = content.evidence.get("guarantee")
     if guarantee:
-        parts += [f"> {plain(guarantee['statement'])}", sections.promise_tested(guarantee)]
+        parts += [f"> {_text(guarantee['statement'])}", sections.promise_tested(guarantee)]
     if content.profile is not None:
         parts += [_grid(sections.against_stock(content)), sections.measured_on(content)]
     parts += _files(content, folder)
@@ -40,12 +44,17 @@ def card(content: Content, folder: Path) -> bytes:
     return ("\n\n".join(part for part in parts if part) + "\n").encode()
 
 
+def _text(text: str) -> str:
+    """Text that is shown as it is, and that can be read in the file as well."""
+    return _HARMLESS.sub(r"\1", plain(text))
+
+
 def _coded(text: str) -> str:
     """Text that is shown as it is, but for what stands between backticks."""
     parts = text.split("`")
     if len(parts) % 2 == 0:
-        return plain(text)
-    return "`".join(part if number % 2 else plain(part) for number, part in enumerate(parts))
+        return _text(text)
+    return " ".join(f"`{part}`" if number % 2 else _text(part) for number, part in enumerate(parts))
 
 
 def _files(content: Content, folder: Path) -> list[str]:
@@ -59,4 +68,4 @@ def _files(content: Content, folder: Path) -> list[str]:
 
 def _grid(table: sections.Table) -> str:
     lines: list[Sequence[str]] = [table.headers, ["---"] * len(table.headers), *table.rows]
-    return "\n".join(f"| {' | '.join(cell if cell == '---' else plain(cell) for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell if cell == '---' else _text(cell) for cell in line)} |" for line in lines)

@@ -6,8 +6,9 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -34,6 +35,7 @@ from calibrate.display.wording import (
 from calibrate.report import sections
 from calibrate.report.clips import Clip, fitting
 from calibrate.report.content import Content, Measurement
+from calibrate.results.promise_table import PromiseTable
 from calibrate.results.promises import told
 from calibrate.store import CANDIDATE
 from calibrate.study.outputs import REPORT_MARK
@@ -68,10 +70,12 @@ class Drawing:
 
 def page(content: Content) -> bytes:
     """The file. Clips that would make it larger than `MOST_BYTES` are left out, the largest first, and named."""
-    drawn = front(content), modes(content), blocks(content)
-    without = _render(content, drawn, (), content.clips)
+    drawings = [drawing for drawing in (front(content), modes(content), blocks(content)) if drawing is not None]
+    figures = {d.key: {"light": _plain(d.draw(LIGHT)), "dark": _plain(d.draw(DARK))} for d in drawings}
+    render = partial(_render, content, drawings, figures)
+    without = render((), content.clips)
     kept, left = fitting(content.clips, (MOST_BYTES - len(without)) * 3 // 4 - _AROUND_CLIP * len(content.clips))
-    return _render(content, drawn, kept, left)
+    return render(kept, left)
 
 
 def front(content: Content) -> Drawing | None:
@@ -125,10 +129,12 @@ def _worst(measured: Sequence[Measurement]) -> Measurement:
 
 
 def _render(
-    content: Content, drawn: Sequence[Drawing | None], clips: Sequence[Clip], left_out: Sequence[Clip]
+    content: Content,
+    drawings: Sequence[Drawing],
+    figures: Mapping[str, Any],
+    clips: Sequence[Clip],
+    left_out: Sequence[Clip],
 ) -> bytes:
-    drawings = [drawing for drawing in drawn if drawing is not None]
-    figures = {d.key: {"light": _plain(d.draw(LIGHT)), "dark": _plain(d.draw(DARK))} for d in drawings}
     plotly, code = _script(get_plotlyjs()), _script(_resource("page.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["told"] = _told
@@ -151,7 +157,7 @@ def _render(
     ).encode()
 
 
-def _promises(table: Any) -> dict[str, Any]:
+def _promises(table: PromiseTable) -> dict[str, Any]:
     """The promise table of a study, in words."""
     columns = promise_columns(table)
     return {
