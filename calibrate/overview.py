@@ -112,16 +112,19 @@ def report(source: Path, output: Path | None, *, markdown: bool) -> Path:
     from calibrate.report.content import of_profile, of_study
     from calibrate.report.page import page
 
+    def free(profile: Path) -> Path:
+        own = profile.with_name("README.md") if markdown else companions(profile).report
+        require_report_path(output or own, "--output")
+        return output or own
+
     if source.suffix in (".yaml", ".yml"):
         with open_session(source, Narrator()) as session:
-            session.find()
             study = session.file.study
+            written = free(study.profile_path)
+            session.find()
             content = of_study(session.storage, study, study.profile_path)
     else:
-        content = of_profile(source)
-    default = content.path.with_name("README.md") if markdown else companions(content.path).report
-    written = output or default
-    require_report_path(written, "--output")
+        written, content = free(source), of_profile(source)
     write_atomically(written, card(content, written.parent) if markdown else page(content))
     return written
 

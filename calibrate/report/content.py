@@ -83,7 +83,7 @@ def of_study(storage: Storage, study: Study, path: Path, profile: Profile | None
     if profile is not None:
         trial = int(data.profiles[-1].trial_number)
     measured: Sequence[Measurement] = ()
-    if trial in data.results:
+    if trial is not None and trial in data.results:
         policy = data.results[trial].policy
         measured = browse.measurements(storage, data.record.id, policy, data.metric_version)
     clips = on_shelf(study, [row for row, _ in measured])

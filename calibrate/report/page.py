@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
+from calibrate.display.data import best_point
 from calibrate.display.front import study_front
 from calibrate.display.measures import SPEED, quality_measures
 from calibrate.display.mode_map import mode_map
@@ -85,8 +86,11 @@ def front(content: Content) -> Drawing | None:
         return None
     speed, quality = SPEED["speedup_evaluations"], quality_measures(data.metric_version)["psnr_db"]
 
+    best = best_point(data.points, study.floors, speed.key)
+    selected = None if content.trial == best else content.trial
+
     def draw(colours: Palette) -> go.Figure:
-        return study_front(data, study.floors, speed, quality, colours, selected=None, best=content.trial)
+        return study_front(data, study.floors, speed, quality, colours, selected=selected, best=best)
 
     return Drawing("front", "The trade-off", draw, front_note(data, quality))
 

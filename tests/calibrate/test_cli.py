@@ -82,6 +82,18 @@ def test_beside_the_profile_lie_a_clip_and_a_plot(finished: Workplace) -> None:
     assert (finished.folder / "profiles/tiny-front.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_beside_the_profile_lies_a_report_that_can_be_written_again(finished: Workplace, tmp_path: Path) -> None:
+    written = (finished.folder / "profiles/tiny.html").read_text()
+    again = finished.scope("report", "study.yaml", "-o", str(tmp_path / "again.html"))
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again.html").read_text() == written
+    evidence = Profile.load(finished.folder / "profiles/tiny.json").evidence
+    assert f"<strong>{evidence['speedup_evaluations']:.2f}x fewer block evaluations</strong>" in written
+    assert written.count('src="data:video/mp4;base64,') == 3  # the worst held-out prompt, two search prompts
+    for name in ("front", "modes", "blocks"):
+        assert f'data-figure="{name}"' in written
+
+
 def test_status_and_front_tell_what_was_measured(finished: Workplace) -> None:
     status = json.loads(finished.scope("status", "study.yaml", "--json").stdout)
     assert status["candidates"] == 5
