@@ -108,8 +108,9 @@ def report(source: Path, output: Path | None, *, markdown: bool) -> Path:
         ProfileError: If the profile is damaged.
     """
     # These load what draws, which nothing else here needs.
+    from calibrate.display.data import damage_told
     from calibrate.report.card import card
-    from calibrate.report.content import of_profile, of_study
+    from calibrate.report.content import Content, of_profile, of_study
     from calibrate.report.page import page
 
     def free(profile: Path) -> Path:
@@ -117,16 +118,17 @@ def report(source: Path, output: Path | None, *, markdown: bool) -> Path:
         require_report_path(output or own, "--output")
         return output or own
 
-    if source.suffix in (".yaml", ".yml"):
-        with open_session(source, Narrator()) as session:
-            study = session.file.study
-            written = free(study.profile_path)
-            session.find()
-            content = of_study(session.storage, study, study.profile_path)
-    else:
-        written, content = free(source), of_profile(source)
-    write_atomically(written, card(content, written.parent) if markdown else page(content))
-    return written
+    def write(content: Content, path: Path) -> Path:
+        write_atomically(path, card(content, path.parent) if markdown else page(content))
+        return path
+
+    if source.suffix not in (".yaml", ".yml"):
+        return write(of_profile(source), free(source))
+    with open_session(source, Narrator()) as session, damage_told(session.file.study.name):
+        study = session.file.study
+        path = free(study.profile_path)
+        session.find()
+        return write(of_study(session.storage, study, study.profile_path), path)
 
 
 def delete(session: Session) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -142,8 +143,19 @@ def load_study(storage: Storage, name: str) -> StudyData:
     Raises:
         CalibrateError: If it is not there (any more), or cannot be read by this version.
     """
-    try:
+    with damage_told(name):
         return _load(storage, name)
+
+
+@contextlib.contextmanager
+def damage_told(name: str) -> Iterator[None]:
+    """Says in one sentence that a study's records are not what they should be.
+
+    Raises:
+        CalibrateError: For what only such records lead to.
+    """
+    try:
+        yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CalibrateError(
             f"The records of study {name!r} are damaged, or of another version of this program "
