@@ -491,6 +491,26 @@ def verify(
 
 
 @app.command()
+def report(
+    source: Annotated[
+        Path, typer.Argument(metavar="STUDY.yaml|PROFILE.json", help="A study with its records, or a profile alone.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; else NAME.html or README.md beside the profile.")
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="A model card for the profile's folder in place of a page.")
+    ] = False,
+) -> None:
+    """Write all there is to say of a study or a profile on one page, which needs neither network nor database."""
+    from calibrate import overview
+
+    with _explained():
+        written = overview.report(source, output, markdown=markdown)
+    print(f"report   {written}")
+
+
+@app.command()
 def dashboard(
     storage: Annotated[str | None, typer.Option(help="URL of the database; else the only one in runs/.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
@@ -599,7 +619,7 @@ def _show_export(exported: dict[str, Any], as_json: bool) -> None:
     if guarantee:
         console.print(f"Promised: {guarantee['statement']} {guarantee['assumption']}", highlight=False)
         _print_counted(exported["promise"])
-    for name in ("profile", "clip", "plot"):
+    for name in ("profile", "clip", "plot", "report"):
         console.print(f"{name:8} {exported[name]}", highlight=False)
 
 
@@ -611,27 +631,11 @@ def _print_missed(told: Sequence[str], mend: str = "") -> None:
 
 def _print_figures(figures: dict[str, Any]) -> None:
     """The before-and-after table."""
-    table = Table("", "stock", "exact", "SCOPE", title=f"{figures['n']} held-out prompts")
+    from calibrate.display.comparison import HEADERS, comparison
+
+    table = Table(*HEADERS, title=f"{figures['n']} held-out prompts")
     exact, worst = figures["exact"], figures["worst_prompt"]
-    rows = (
-        ("fewer block evaluations", "1.00x", "", f"{figures['speedup_evaluations']:.2f}x"),
-        (
-            "denoising faster",
-            "1.00x",
-            f"{exact['speedup_denoise']:.2f}x",
-            f"{figures['speedup_denoise']:.2f}x{_range(figures, 'speedup_denoise', '.2f')}",
-        ),
-        ("end to end faster", "1.00x", "", f"{figures['speedup_end_to_end']:.2f}x"),
-        ("PSNR, mean (dB)", "", "", f"{figures['psnr_db']:.1f}{_range(figures, 'psnr_db', '.1f')}"),
-        ("PSNR, worst prompt (dB)", "", "", f"{figures['psnr_worst_prompt_db']:.1f}"),
-        ("PSNR, worst block (dB)", "", "", f"{figures['psnr_worst_block_db']:.1f}"),
-        ("PSNR, worst frame (dB)", "", "", f"{figures['psnr_worst_frame_db']:.1f}"),
-        ("SSIM", "", "", f"{figures['ssim']:.4f}"),
-        ("PSNR of motion (dB)", "", "", f"{figures['temporal_psnr_db']:.1f}"),
-        ("largest latent difference", _rounding(exact), f"{exact['max_abs_diff']:.1e}", ""),
-        *((name, "", "", f"{value:.4g}") for name, value in figures["scores"].items()),
-    )
-    for row in rows:
+    for row in comparison(figures):
         table.add_row(*row)
     if not figures["timing"]["steady"]:
         told = Text.assemble(("The times vary more than asked for:", "bold"), " take the speed-ups as rough figures.")
@@ -644,18 +648,6 @@ def _print_figures(figures: dict[str, Any]) -> None:
         PlainConsole(stderr=True).print(told)
     table.caption = f"Worst prompt: {worst['prompt']} (seed {worst['seed']}), {worst['psnr_db']:.1f} dB"
     PlainConsole().print(table)
-
-
-def _range(figures: dict[str, Any], name: str, form: str) -> str:
-    """The bootstrap interval of a figure, in parentheses."""
-    ends = figures["intervals"].get(name)
-    return f" ({ends['mean_low']:{form}} to {ends['mean_high']:{form}})" if ends else ""
-
-
-def _rounding(exact: dict[str, Any]) -> str:
-    """How far stock is from itself with other rounding, which is what exact mode has to be measured against."""
-    rounding = exact["stock_rounding"]
-    return "" if rounding is None else f"{rounding:.1e} (rounding)"
 
 
 def _print_recheck(evidence: dict[str, Any] | None) -> None:

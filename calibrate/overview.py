@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from calibrate.errors import CalibrateError
+from calibrate.files import write_atomically
 from calibrate.progress import Narrator
 from calibrate.quality.metrics import METRIC_VERSION, psnr_meaning
 from calibrate.results.promise_table import PromiseTable
@@ -20,6 +21,7 @@ from calibrate.session import Session, open_session
 from calibrate.store import Store, masked_url
 from calibrate.store.lock import StudyLock
 from calibrate.store.optuna_tables import study_attribute, trial_states
+from calibrate.study.outputs import companions, require_report_path
 from calibrate.study.promised import recorded_promises
 from calibrate.study.study_file import Study
 
@@ -88,6 +90,45 @@ def _guarantee(study: Study, store: Store) -> dict[str, Any] | None:
         return None
     known = table.to_dict()
     return {name: known[name] for name in ("statement", "share", "confidence", "cases", "best", "policies")}
+
+
+def report(source: Path, output: Path | None, *, markdown: bool) -> Path:
+    """Writes a report about a study or a profile.
+
+    Args:
+        source: A study's file, or a profile.
+        output: Where it goes; None beside the profile.
+        markdown: Whether to write a model card in place of a page.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        CalibrateError: If there is nothing to report, or something else than a report is there.
+        ProfileError: If the profile is damaged.
+    """
+    # These load what draws, which nothing else here needs.
+    from calibrate.display.data import damage_told
+    from calibrate.report.card import card
+    from calibrate.report.content import Content, of_profile, of_study
+    from calibrate.report.page import page
+
+    def free(profile: Path) -> Path:
+        own = profile.with_name("README.md") if markdown else companions(profile).report
+        require_report_path(output or own, "--output")
+        return output or own
+
+    def write(content: Content, path: Path) -> Path:
+        write_atomically(path, card(content, path.parent) if markdown else page(content))
+        return path
+
+    if source.suffix not in (".yaml", ".yml"):
+        return write(of_profile(source), free(source))
+    with open_session(source, Narrator()) as session, damage_told(session.file.study.name):
+        study = session.file.study
+        path = free(study.profile_path)
+        session.find()
+        return write(of_study(session.storage, study, study.profile_path), path)
 
 
 def delete(session: Session) -> None:

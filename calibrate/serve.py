@@ -84,7 +84,7 @@ def serve(
 
 
 def _require_installed() -> None:
-    if any(importlib.util.find_spec(name) is None for name in ("streamlit", "plotly", "dashboard")):
+    if any(importlib.util.find_spec(name) is None for name in ("streamlit", "dashboard")):
         raise CalibrateError("The dashboard is not installed: pip install 'scope-calibrate[dashboard]'.")
 
 

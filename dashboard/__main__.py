@@ -6,10 +6,10 @@ import argparse
 import contextlib
 import logging
 
+from calibrate.display.measures import QUALITY, SPEED
+from calibrate.display.theme import palette
 from dashboard import cache, server
-from dashboard.measures import QUALITY, SPEED
 from dashboard.page import Page
-from dashboard.theme import palette
 
 # Loaded before the server listens: the first visitor must not wait for it.
 from dashboard.views import front, insight, studies, trial  # noqa: F401

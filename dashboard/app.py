@@ -10,13 +10,13 @@ import streamlit as st
 from PIL import Image
 from streamlit.delta_generator import DeltaGenerator
 
+from calibrate.display.wording import plain
 from calibrate.errors import CalibrateError
 from calibrate.store import masked_url
 from dashboard import cache
 from dashboard.live import watch
 from dashboard.page import INSIGHT, POLICY, STUDIES, TRADE_OFF, VIEWS, Page, note_meaning, sidebar, style
 from dashboard.views import front, insight, studies, trial
-from dashboard.wording import plain
 from scope_runtime import ScopeError
 
 _VIEWS: Mapping[str, Callable[[Page], None]] = {

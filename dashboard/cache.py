@@ -8,11 +8,11 @@ from typing import Any
 
 import streamlit as st
 
+from calibrate.display.data import StudyData, load_study
 from calibrate.errors import CalibrateError
 from calibrate.serve import CACHES_VARIABLE, STORAGE_VARIABLE
 from calibrate.store import Storage, browse, database_file
 from dashboard import insight
-from dashboard.data import StudyData, load_study
 
 
 @st.cache_resource(max_entries=4)

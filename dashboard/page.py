@@ -9,16 +9,16 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from calibrate.display.data import StudyData, best_point, feasible
+from calibrate.display.measures import SPEED, Measure, quality_measures, score_measures
+from calibrate.display.theme import Palette, palette
+from calibrate.display.wording import plain
 from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.results.result import Result
 from calibrate.spec.floors import Floors
 from calibrate.spec.score_floor import ScoreFloor
 from calibrate.store import Storage
 from dashboard import cache
-from dashboard.data import StudyData, best_point, feasible
-from dashboard.measures import SPEED, Measure, quality_measures, score_measures
-from dashboard.theme import Palette, palette
-from dashboard.wording import plain
 
 STUDIES, TRADE_OFF, POLICY, INSIGHT = VIEWS = ("Studies", "Trade-off", "Policy", "Insight")
 

@@ -22,6 +22,8 @@ from calibrate.pool.pool import Pool, call
 from calibrate.progress import Narrator
 from calibrate.quality.metrics import METRIC_VERSION, psnr_meaning
 from calibrate.quality.scores import Scores
+from calibrate.report.content import of_study
+from calibrate.report.page import page
 from calibrate.results.guarantee import Promise, Tried, cases_needed, passed_in_turn
 from calibrate.results.promise_table import PromiseTable
 from calibrate.results.promises import evidence_of
@@ -44,6 +46,7 @@ class Exported:
         path: Where it is.
         clip: The comparison clip of the worst held-out prompt.
         plot: The plot of the front.
+        report: All of it on one page.
         missed: Floors that the held-out prompts miss, without the safety margin, and by how much; empty when all hold.
         told_missed: The same in words.
         promises: What can be promised, where the study asks for a guarantee.
@@ -53,6 +56,7 @@ class Exported:
     path: Path
     clip: Path
     plot: Path
+    report: Path
     missed: dict[str, float]
     told_missed: list[str]
     promises: PromiseTable | None = None
@@ -64,6 +68,7 @@ class Exported:
             "profile": str(self.path),
             "clip": str(self.clip),
             "plot": str(self.plot),
+            "report": str(self.report),
             "missed_floors": self.missed,
             "told_missed": self.told_missed,
             "evidence": dict(self.profile.evidence),
@@ -126,7 +131,7 @@ class Exporter:
         self.tests = tests
 
     def run(self, export: Export, trial: int | None = None, promise: tuple[float, float] | None = None) -> Exported:
-        """Picks a policy, measures it on the held-out cases and writes profile, clip and plot.
+        """Picks a policy, measures it on the held-out cases and writes profile, clip, plot and report.
 
         The held-out cases judge the pick; they never choose it. If they miss a floor, the evidence and the result say
         so, and the remedy is another search with a larger safety margin.
@@ -263,20 +268,21 @@ class Exporter:
         self, profile: Profile, path: Path, picked: Result, clip_bytes: bytes, missed: dict[str, float]
     ) -> Exported:
         study = self.file.study
-        clip, plot = companions(path)
+        beside = companions(path)
         alike = of_metric(self.results, picked.metric_version)
         plot_bytes = front_plot(alike, picked, study.floors, f"Study {study.name}")
-        write_atomically(clip, clip_bytes)
+        write_atomically(beside.clip, clip_bytes)
         # The dashboard opens no path that its database names, so it gets a clip of its own.
         case = profile.evidence["worst_prompt"]
         shelf = ClipShelf(study.clip_folder, study.clip_megabytes)
         shelf.keep(picked.policy, case["prompt"], case["seed"], lambda: clip_bytes)
-        write_atomically(plot, plot_bytes)
+        write_atomically(beside.plot, plot_bytes)
+        write_atomically(beside.report, page(of_study(self.store.storage, study, path, profile)))
         # The profile comes last: where it is, the rest is too.
         profile.save(path)
         self.store.add_profile(picked.trial, str(profile.provenance["rule"]), str(path), profile.to_dict())
         told = study.floors.told_missed(dict(profile.evidence), margin=False)
-        return Exported(profile, path, clip, plot, missed, told)
+        return Exported(profile, path, *beside, missed, told)
 
     def _record(self, target: Description, picked: Result, pair: PairedCase) -> None:
         shared = {

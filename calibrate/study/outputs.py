@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from calibrate.errors import CalibrateError
 from calibrate.files import file_failure, read_text
@@ -18,26 +19,47 @@ from scope_runtime.files import temporary_name
 _CACHED = "x" * 64
 
 
-def companions(profile: Path) -> tuple[Path, Path]:
-    """The clip and the plot that an export writes beside a profile."""
-    return profile.with_suffix(".mp4"), profile.with_name(f"{profile.stem}-front.png")
+REPORT_MARK = "<!-- written by scope-calibrate report, which replaces it -->"
+"""By this near its beginning a report is known, so that another may take its place."""
+_MARK_WITHIN = 1024
+
+
+class Companions(NamedTuple):
+    """The files that an export writes beside a profile.
+
+    Attributes:
+        clip: Stock, SCOPE and their difference for the worst held-out prompt.
+        plot: The front.
+        report: All of it on one page.
+    """
+
+    clip: Path
+    plot: Path
+    report: Path
+
+
+def companions(profile: Path) -> Companions:
+    """What an export writes beside a profile."""
+    plot = profile.with_name(f"{profile.stem}-front.png")
+    return Companions(profile.with_suffix(".mp4"), plot, profile.with_suffix(".html"))
 
 
 def require_profile_path(file: StudyFile, profile: Path) -> None:
-    """Makes sure that an export can write a profile, its clip and its plot, and destroys nothing by it.
+    """Makes sure that an export can write a profile and what belongs to it, and destroys nothing by it.
 
     Raises:
-        CalibrateError: Naming `export.path`, if it cannot, or something else than a profile is there.
+        CalibrateError: Naming `export.path`, if it cannot, or something else than a profile or a report is there.
     """
     field = "export.path"
     require_file(file, profile, field)
     if profile.suffix in {path.suffix for path in companions(profile)}:
         raise CalibrateError(
-            f"{field}: {profile} is a name for the clip or the plot, which an export writes beside the profile; end it "
-            "in .json."
+            f"{field}: {profile} is a name for the clip, the plot or the report, which an export writes beside the "
+            "profile; end it in .json."
         )
     for path in companions(profile):
         require_file(file, path, field)
+    _require_report(companions(profile).report, field)
     if os.path.lexists(profile) and not _is_profile(profile):
         raise CalibrateError(
             f"{field}: {profile} is there already and is no profile; choose another path, or move it away."
@@ -54,9 +76,31 @@ def require_file(file: StudyFile, path: Path, field: str) -> None:
     for other, what in own.items():
         if other is not None and os.path.realpath(path) == os.path.realpath(other):
             raise CalibrateError(f"{field}: {path} is {what}; choose another path.")
+    _require_no_folder(path, field)
+    _require_writable(path, f"{field}: {path}")
+
+
+def require_report_path(path: Path, field: str) -> None:
+    """Makes sure that a report can be written, and takes the place of no other file.
+
+    Raises:
+        CalibrateError: Naming `field`, if it is a folder, something else than a report, or cannot be written.
+    """
+    _require_no_folder(path, field)
+    _require_report(path, field)
+    _require_writable(path, f"{field}: {path}")
+
+
+def _require_no_folder(path: Path, field: str) -> None:
     if os.path.isdir(path):  # noqa: PTH112 - pathlib's raises where a name is too long
         raise CalibrateError(f"{field}: {path} is a folder; name a file, or choose another path.")
-    _require_writable(path, f"{field}: {path}")
+
+
+def _require_report(path: Path, field: str) -> None:
+    if os.path.lexists(path) and not _is_report(path):
+        raise CalibrateError(
+            f"{field}: {path} is there already and is no report; choose another path, or move it away."
+        )
 
 
 def require_cache(study: Study) -> None:
@@ -97,3 +141,11 @@ def _is_profile(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and found.get("format") == FORMAT
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return path.is_file() and REPORT_MARK.encode() in file.read(_MARK_WITHIN)
+    except OSError:
+        return False

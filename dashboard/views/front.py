@@ -8,15 +8,26 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from calibrate.quality.metrics import metric_version
+from calibrate.display.data import front
+from calibrate.display.front import study_front
+from calibrate.display.wording import (
+    KINDS,
+    front_note,
+    headline,
+    kind_remark,
+    plain,
+    policy_sentence,
+    promise_changed,
+    promise_columns,
+    promise_note,
+    promise_passed,
+    sentence,
+)
 from calibrate.results.promise_table import PromiseTable
 from calibrate.results.promises import told
 from calibrate.results.result import Result
 from calibrate.spec.score_floor import score_figure
-from dashboard.data import front
 from dashboard.page import POLICY, Page, select_trial, tiles
-from dashboard.plots.front import HeldOut, Reference, front_figure
-from dashboard.wording import KINDS, headline, kind_remark, plain, policy_sentence, promised_cell, prompts
 
 _CHART = "front_chart"
 
@@ -59,35 +70,8 @@ def trade_off(page: Page) -> go.Figure:
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _drawn(_page: Page, url: str, shown: tuple[Any, ...], colour: str) -> go.Figure:
     """The chart of a page, under everything that it depends on."""
-    page, data = _page, _page.data
-    references = [Reference("stock", 1.0, "square")]
-    if page.speed.key in data.exact_speedup:
-        references.append(Reference("exact", data.exact_speedup[page.speed.key], "diamond-wide"))
-    exported = [
-        HeldOut(int(record.trial_number), float(evidence[page.speed.key]), float(evidence[page.quality.key]))
-        for record in data.profiles
-        if {page.speed.key, page.quality.key} <= (evidence := record.profile["evidence"]).keys()
-        and isinstance(evidence[page.quality.key], int | float)
-        and metric_version(evidence) == data.metric_version
-    ]
-    floors = page.floors.demands(margin=True)
-    told = {name: page.floors.told(name, margin=True) for name in floors}
-    for demand in page.floors.score_demands():
-        if demand.sign > 0:
-            floors[demand.figure], told[demand.figure] = demand.value, demand.told
-    return front_figure(
-        data.points,
-        page.holds,
-        page.speed,
-        page.quality,
-        page.colours,
-        selected=page.trial,
-        best=page.best,
-        floor=floors.get(page.quality.key),
-        floor_text=told.get(page.quality.key, ""),
-        references=references,
-        held_out=exported,
-        policies={number: result.policy for number, result in data.results.items()},
+    return study_front(
+        _page.data, _page.floors, _page.speed, _page.quality, _page.colours, selected=_page.trial, best=_page.best
     )
 
 
@@ -100,15 +84,7 @@ def _draw_chart(page: Page) -> None:
         selection_mode="points",
         config={"displaylogo": False},
     )
-    note = (
-        "Each point is one policy, measured by real generations: **right is faster, up is closer to the stock video**. "
-    )
-    note += "Click a point to select it. Of many points, those that would cover each other are drawn once."
-    if len(page.data.kinds) > 1:
-        note += " Circles and crosses are thresholds, triangles are plans with learned weights."
-    if page.quality.key == "psnr_db":
-        note += " Bars reach down to the worst prompt."
-    st.caption(note)
+    st.caption(f"{front_note(page.data, page.quality)} Click a point to select it.")
 
 
 def _draw_selected(page: Page, result: Result) -> None:
@@ -164,29 +140,14 @@ def _draw_table(page: Page) -> None:
 def _draw_promises(table: PromiseTable) -> None:
     """What can be promised of prompts that nobody has seen: the study's wish, and others."""
     st.markdown("#### What can be promised")
-    best = table.best
-    passed = "No policy has passed." if best is None else f"Trial {best.trial} passed: {best.speedup:.2f}x."
-    changed = "" if table.declared else " (changed after policies were tested, and corrected for that)"
-    st.markdown(f"The study asks{changed}: {plain(told(table.wish, len(table.cases)))} **{passed}**")
-    floors = sorted({cell.floor_db for cell in table.cells})
-    columns = {"every prompt's PSNR": [f"{floor:g} dB" for floor in floors]}
-    columns |= {
-        f"{share:g} of prompts": [
-            "the study asks for it" if cell is None else promised_cell(cell, len(table.cases))
-            for cell in (table.cell(floor, share) for floor in floors)
-        ]
-        for share in sorted({cell.promise.share for cell in table.cells})
-    }
-    st.dataframe(pd.DataFrame(columns), hide_index=True)
-    st.caption(
-        f"Measured on {prompts(len(table.cases), 'guarantee ')}: the fastest policy that passes an exact test with "
-        f"confidence {table.wish.confidence:.4g}. With a star, the fastest that does with "
-        f"{table.corrected_confidence:.4g}, which is corrected for picking one of {table.corrected_for} promises after "
-        "looking; `scope-calibrate export --promise FLOOR,SHARE` takes that one."
+    st.markdown(
+        f"The study asks{promise_changed(table)}: {plain(told(table.wish, len(table.cases)))} "
+        f"**{promise_passed(table)}**"
     )
+    st.dataframe(pd.DataFrame(promise_columns(table)), hide_index=True)
+    st.caption(promise_note(table))
     if table.likeness is not None:
-        said = table.likeness.told()
-        (st.caption if table.likeness.alike else st.warning)(plain(f"{said[0].upper()}{said[1:]}."))
+        (st.caption if table.likeness.alike else st.warning)(plain(sentence(table.likeness.told())))
 
 
 def _clicked() -> None:

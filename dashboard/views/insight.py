@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
+from calibrate.display.measures import Measure
+from calibrate.display.wording import KINDS, plain
 from dashboard import cache, insight
-from dashboard.measures import Measure
+from dashboard import insight_plots as plots
 from dashboard.page import Page
-from dashboard.plots import insight as plots
-from dashboard.wording import KINDS, plain
 
 _CURVE_TRIALS = 1500
 # A median that moves by less than this share of all values' spread says that the parameter hardly matters.

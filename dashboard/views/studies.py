@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import streamlit as st
 
+from calibrate.display.data import StudyData, best_point, feasible, front
+from calibrate.display.front import compared_fronts
+from calibrate.display.measures import quality_measures
+from calibrate.display.wording import plain
 from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.store.browse import Overview
 from dashboard import cache
-from dashboard.data import StudyData, best_point, feasible, front
-from dashboard.measures import quality_measures
 from dashboard.page import Page
-from dashboard.plots.front import compared_fronts
-from dashboard.wording import plain
 
 
 def show(page: Page, overviews: Sequence[Overview]) -> None:

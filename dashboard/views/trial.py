@@ -10,26 +10,26 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from calibrate.display.mode_map import mode_map
+from calibrate.display.trial import block_quality, frame_quality, prediction_errors, time_spent
+from calibrate.display.weights import weight_map
+from calibrate.display.wording import (
+    file_name,
+    kind_remark,
+    learned_policy,
+    modes_note,
+    plain,
+    plan_note,
+    policy_sentence,
+    prompts,
+    reasons,
+)
 from calibrate.families import family_of
 from calibrate.quality.metrics import METRICS, metric_version, psnr_meaning
 from calibrate.results.result import LEARNED, Result
 from calibrate.store import CANDIDATE, Generation, ProfileRecord, browse
 from dashboard import cache, clips
 from dashboard.page import Page, select_trial, tiles
-from dashboard.plots.mode_map import mode_map
-from dashboard.plots.trial import block_quality, frame_quality, prediction_errors, time_spent
-from dashboard.plots.weights import weight_map
-from dashboard.wording import (
-    captures_sentence,
-    file_name,
-    kind_remark,
-    learned_policy,
-    plain,
-    policy_sentence,
-    prompts,
-    reasons,
-    recomputed,
-)
 from scope_runtime import Profile
 
 # Shorter than the metrics' own names, so that a narrow window holds them all.
@@ -141,14 +141,7 @@ def _what_it_did(page: Page, result: Result, chosen: Measurement) -> None:
         st.info("Modes were not recorded for this generation: it was measured by an earlier version.")
         return
     st.plotly_chart(mode_map(detail["modes"], page.colours), theme=None, key="modes")
-    blocks = sum(letter != "." for line in detail["modes"] for letter in line)
-    reused = sum(letter in "PC" for line in detail["modes"] for letter in line)
-    st.caption(
-        f"Grey is what stock computes and SCOPE leaves out. Of {blocks} block updates {reused} were predicted or "
-        f"reused: {row.evaluations:,} of stock's {row.stock_evaluations:,} block evaluations remain (guidance branches "
-        f"counted apart). Longest run without "
-        f"recompute: {detail.get('max_skip_seen', 0):,} rows; fallbacks to recompute: {detail.get('fallbacks', 0):,}."
-    )
+    st.caption(modes_note(row, detail))
     if detail.get("prediction_errors"):
         st.markdown("#### How far off predictions were")
         st.plotly_chart(prediction_errors(detail["prediction_errors"], page.colours), theme=None, key="errors")
@@ -169,11 +162,7 @@ def _weights(page: Page, result: Result) -> None:
         return  # the header has said why
     st.markdown("#### The plan")
     st.plotly_chart(mode_map(policy.plan, page.colours), theme=None, key="plan")
-    computed, updates = recomputed(policy)
-    st.caption(
-        "R: the block is computed. P: it hands over the weighted sum that its gap began with, at no cost. "
-        f"{computed:,} of {updates:,} block updates are computed. {captures_sentence(policy)}"
-    )
+    st.caption(plan_note(policy))
     st.markdown("#### The learned weights")
     weights = policy.gap_weights
     if not weights.weights:

@@ -18,12 +18,12 @@ import pytest
 from sqlalchemy import create_engine, text
 from typer.testing import Result
 
+from calibrate.display.data import load_study
 from calibrate.measure.candidate import Measure
 from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.results.result import ESTIMATE, RESULT
 from calibrate.store import Storage, browse
 from dashboard.clips import clip_of
-from dashboard.data import load_study
 from scope_runtime import Profile, apply_scope
 from tests.calibrate.conftest import TINY_STUDY, Workplace
 from tests.tiny import CALL, latents, save_tiny_pipeline, tiny_pipeline
@@ -80,6 +80,18 @@ def test_beside_the_profile_lie_a_clip_and_a_plot(finished: Workplace) -> None:
     content = (finished.folder / "profiles/tiny.mp4").read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")
     assert (finished.folder / "profiles/tiny-front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_beside_the_profile_lies_a_report_that_can_be_written_again(finished: Workplace, tmp_path: Path) -> None:
+    written = (finished.folder / "profiles/tiny.html").read_text()
+    again = finished.scope("report", "study.yaml", "-o", str(tmp_path / "again.html"))
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again.html").read_text() == written
+    evidence = Profile.load(finished.folder / "profiles/tiny.json").evidence
+    assert f"<strong>{evidence['speedup_evaluations']:.2f}x fewer block evaluations</strong>" in written
+    assert written.count('src="data:video/mp4;base64,') == 3  # the worst held-out prompt, two search prompts
+    for name in ("front", "modes", "blocks"):
+        assert f'data-figure="{name}"' in written
 
 
 def test_status_and_front_tell_what_was_measured(finished: Workplace) -> None:

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import yaml
 
+from calibrate.display.data import feasible, load_study
+from calibrate.display.measures import score_measures
 from calibrate.progress import Narrator
 from calibrate.results.result import Result, load_results
 from calibrate.search.optuna_study import open_optuna_study
 from calibrate.session import open_session
 from calibrate.spec.floors import Floors
 from calibrate.store import Storage
-from dashboard.data import feasible, load_study
-from dashboard.measures import score_measures
 from tests.calibrate import scoring
 from tests.calibrate.conftest import TINY_STUDY, Workplace
 

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from calibrate.store import Storage
 from studies.bench.synthetic_study import write_study
-from tests.dashboard.conftest import profile_of
+from tests.made import profile_of
 
 FAR = "http://far.example"
 MARKUP = (

@@ -9,14 +9,14 @@ from sqlalchemy import create_engine, text
 from streamlit.testing.v1 import AppTest
 
 import dashboard
+from calibrate.display.data import load_study
+from calibrate.display.wording import KINDS, plain
 from calibrate.serve import STORAGE_VARIABLE
 from calibrate.store import Storage
 from dashboard.__main__ import _draw_first_chart
-from dashboard.data import load_study
 from dashboard.page import INSIGHT, POLICY, STUDIES, TRADE_OFF
-from dashboard.wording import KINDS, plain
 from studies.bench.synthetic_study import write_study
-from tests.dashboard.conftest import Made
+from tests.made import Made
 
 APP = Path(dashboard.__file__).with_name("app.py")
 

@@ -11,7 +11,7 @@ import pytest
 
 from scope_runtime import Profile
 from studies.browser import CHROMIUM, chromium, dashboard
-from tests.dashboard.conftest import Made
+from tests.made import Made
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium is not installed: apt-get install chromium")
 

@@ -14,10 +14,10 @@ from calibrate.serve import CACHES_VARIABLE, STORAGE_VARIABLE
 from calibrate.store import Generation, Storage, browse
 from calibrate.study.study_file import Study
 from dashboard import cache
-from dashboard.clips import clip_of, frame_count
+from dashboard.clips import clip_of, frame, frame_count
 from dashboard.page import POLICY
 from studies.bench.synthetic_study import write_study
-from tests.dashboard.conftest import Made
+from tests.made import Made
 
 
 @pytest.fixture
@@ -110,3 +110,11 @@ def test_the_page_says_how_clips_of_another_folder_are_shown(
     assert not page.exception
     assert not page.info
     assert page.get("video")
+
+
+def test_single_frames_of_a_clip_can_be_seen(made: Made) -> None:
+    (path, *_) = sorted((made.folder / made.data.study.clip_folder).glob("*.mp4"))
+    assert frame_count(path) == 6
+    first, last = frame(path, 0), frame(path, 5)
+    assert first.shape == last.shape
+    assert (first != last).any()

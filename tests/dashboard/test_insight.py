@@ -4,9 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from calibrate.display.measures import QUALITY
+from calibrate.display.theme import LIGHT
 from calibrate.store import Storage, browse
 from dashboard import insight
-from tests.dashboard.conftest import TRIALS, Made
+from dashboard.insight_plots import importance_bars, parallel_coordinates
+from tests.made import TRIALS, Made
 
 
 def test_the_hypervolume_is_the_area_under_the_staircase() -> None:
@@ -79,3 +82,13 @@ def test_a_curve_tells_an_effect_from_chance() -> None:
     assert insight.curve(x.tolist(), (noise + 3 * x).tolist()).chance < 1e-6
     assert insight.curve([1.0, 1.0], [2.0, 3.0]).chance == 1.0
     assert insight.curve([1.0, 2.0], [3.0, 3.0]).chance == 1.0
+
+
+def test_every_axis_has_a_label(made: Made) -> None:
+    assert importance_bars({"PSNR": {"warmup": 1.0}}, LIGHT).layout.xaxis.title.text
+    points = made.data.points
+    steps = points[["ssim", "psnr_db"]].assign(max_skip=[1, 2] * (len(points) // 2))
+    ssim, psnr, skips = parallel_coordinates(steps, QUALITY["psnr_db"], LIGHT).data[0].dimensions
+    assert (ssim.label, psnr.label, skips.label) == ("SSIM", "PSNR, mean", "max skip")
+    assert list(skips.tickvals) == [1, 2]
+    assert ssim.tickvals is None

@@ -21,14 +21,14 @@ from sqlalchemy import Engine, event, text
 from streamlit.testing.v1 import AppTest
 
 import dashboard
+from calibrate.display.data import StudyData, load_study
+from calibrate.display.measures import quality_measures
 from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.search.optuna_study import count, open_optuna_study
 from calibrate.serve import STORAGE_VARIABLE
 from calibrate.store import Storage, Store, browse
 from calibrate.store.models import Base
 from calibrate.store.schema import REVISION, VERSION_TABLE
-from dashboard.data import StudyData, load_study
-from dashboard.measures import quality_measures
 from dashboard.page import VIEWS
 from scope_runtime import Profile
 from tests.calibrate.conftest import Workplace

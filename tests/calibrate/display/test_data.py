@@ -6,14 +6,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from calibrate.errors import CalibrateError
-from calibrate.families import FAMILIES
-from calibrate.families.family import Family
-from calibrate.results.result import Result
-from calibrate.spec.floors import Floors
-from calibrate.store import Storage, browse
-from dashboard.data import best_point, feasible, front, load_study
-from dashboard.wording import (
+from calibrate.display.data import best_point, feasible, front, load_study
+from calibrate.display.wording import (
     chart_text,
     file_name,
     headline,
@@ -22,8 +16,14 @@ from dashboard.wording import (
     promised_cell,
     reasons,
 )
+from calibrate.errors import CalibrateError
+from calibrate.families import FAMILIES
+from calibrate.families.family import Family
+from calibrate.results.result import Result
+from calibrate.spec.floors import Floors
+from calibrate.store import Storage, browse
 from scope_runtime import Settings
-from tests.dashboard.conftest import EVIDENCE, TRIALS, Made
+from tests.made import EVIDENCE, TRIALS, Made
 
 
 def test_every_measured_policy_is_a_point(made: Made) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from dashboard.theme import Palette, figure
-from dashboard.wording import chart_text
+from calibrate.display.theme import Palette, figure
+from calibrate.display.wording import chart_text
 from scope_runtime import Policy
 from scope_runtime.policy import IDLE, LETTERS, Mode
 

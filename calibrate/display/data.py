@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
+from calibrate.display.measures import QUALITY, SPEED, score_columns
 from calibrate.errors import CalibrateError
 from calibrate.quality.metrics import METRIC_VERSION, metric_version, psnr_meaning
 from calibrate.results.promise_table import PromiseTable, recorded_table
@@ -28,7 +30,6 @@ from calibrate.spec.floors import Floors
 from calibrate.store import Generation, ProfileRecord, Storage, StudyRecord, browse
 from calibrate.store.optuna_tables import study_attribute
 from calibrate.study.study_file import Study, recorded_study
-from dashboard.measures import QUALITY, SPEED, score_columns
 
 _FAILURE = "failure"
 FIGURES = (*SPEED, *QUALITY)
@@ -142,8 +143,19 @@ def load_study(storage: Storage, name: str) -> StudyData:
     Raises:
         CalibrateError: If it is not there (any more), or cannot be read by this version.
     """
-    try:
+    with damage_told(name):
         return _load(storage, name)
+
+
+@contextlib.contextmanager
+def damage_told(name: str) -> Iterator[None]:
+    """Says in one sentence that a study's records are not what they should be.
+
+    Raises:
+        CalibrateError: For what only such records lead to.
+    """
+    try:
+        yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CalibrateError(
             f"The records of study {name!r} are damaged, or of another version of this program "
@@ -203,10 +215,15 @@ def _held_out(profiles: Sequence[ProfileRecord], version: int) -> dict[int, Unse
         evidence, trial = record.profile["evidence"], int(record.trial_number)
         if metric_version(evidence) != version:
             continue
-        figures = (float(evidence[name]) for name in ("speedup_evaluations", "psnr_db", "psnr_worst_prompt_db"))
         found.pop(trial, None)
-        found[trial] = Unseen(trial, "held-out", int(evidence["n"]), *figures)
+        found[trial] = of_evidence(evidence, trial)
     return found
+
+
+def of_evidence(evidence: Mapping[str, Any], trial: int) -> Unseen:
+    """What an exported policy came to on its held-out prompts."""
+    figures = (float(evidence[name]) for name in ("speedup_evaluations", "psnr_db", "psnr_worst_prompt_db"))
+    return Unseen(trial, "held-out", int(evidence["n"]), *figures)
 
 
 def _guaranteed(promises: PromiseTable | None) -> dict[int, Unseen]:

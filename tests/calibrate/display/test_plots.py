@@ -1,22 +1,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from dashboard import clips
-from dashboard.data import feasible, front
-from dashboard.measures import QUALITY, SPEED
-from dashboard.plots.front import Reference, compared_fronts, front_figure
-from dashboard.plots.insight import importance_bars, parallel_coordinates
-from dashboard.plots.mode_map import mode_map
-from dashboard.plots.trial import block_quality, frame_quality, prediction_errors, time_spent
-from dashboard.plots.weights import weight_map
-from dashboard.theme import DARK, LIGHT
+from calibrate.display.data import feasible, front
+from calibrate.display.front import Reference, compared_fronts, front_figure
+from calibrate.display.measures import QUALITY, SPEED
+from calibrate.display.mode_map import mode_map
+from calibrate.display.theme import DARK, LIGHT
+from calibrate.display.trial import block_quality, frame_quality, prediction_errors, time_spent
+from calibrate.display.weights import weight_map
 from scope_runtime import Policy, Scheduler, Settings
 from scope_runtime.gap_weights import GapWeights
-from tests.dashboard.conftest import Made
+from tests.made import Made
 
 SPEEDUP, PSNR = SPEED["speedup_evaluations"], QUALITY["psnr_db"]
 
@@ -150,29 +147,4 @@ def test_every_axis_has_a_label(made: Made) -> None:
     for figure in figures:
         assert figure.layout.xaxis.title.text
         assert figure.layout.yaxis.title.text
-    assert importance_bars({"PSNR": {"warmup": 1.0}}, LIGHT).layout.xaxis.title.text
     assert time_spent({"stock": {"denoising": 2.0, "decoding": 1.0}}, LIGHT).layout.xaxis.title.text
-    steps = points[["ssim", "psnr_db"]].assign(max_skip=[1, 2] * (len(points) // 2))
-    ssim, psnr, skips = parallel_coordinates(steps, PSNR, LIGHT).data[0].dimensions
-    assert (ssim.label, psnr.label, skips.label) == ("SSIM", "PSNR, mean", "max skip")
-    assert list(skips.tickvals) == [1, 2]
-    assert ssim.tickvals is None
-
-
-def test_single_frames_of_a_clip_can_be_seen(made: Made) -> None:
-    (path, *_) = sorted((made.folder / made.data.study.clip_folder).glob("*.mp4"))
-    assert clips.frame_count(path) == 6
-    first, last = clips.frame(path, 0), clips.frame(path, 5)
-    assert first.shape == last.shape
-    assert (first != last).any()
-
-
-def test_clips_make_room_for_new_ones(tmp_path: Path) -> None:
-    from calibrate.measure.clips import ClipShelf
-
-    shelf = ClipShelf(tmp_path / "clips", 0.0025)
-    for seed in range(4):
-        shelf.keep({"warmup": 1}, "a", seed, lambda: bytes(1000))
-    assert [shelf.path({"warmup": 1}, "a", seed).exists() for seed in range(4)] == [False, False, True, True]
-    ClipShelf(tmp_path / "none", 0).keep({}, "a", 0, lambda: b"x")
-    assert not (tmp_path / "none").exists()

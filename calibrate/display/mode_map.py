@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from dashboard.theme import Palette, figure
+from calibrate.display.theme import Palette, figure
 
 # Letters of `scope_runtime.report.LEGEND`, from the cheapest to the dearest.
 _MODES = {

@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from calibrate.display import wording
+from calibrate.display.data import StudyData, feasible, front
+from calibrate.display.measures import Measure
+from calibrate.display.theme import SERIES, Palette, figure
+from calibrate.display.wording import chart_text
+from calibrate.quality.metrics import metric_version
 from calibrate.results.result import KINDS, LEARNED, THRESHOLDS, Kind
-from dashboard import wording
-from dashboard.data import front
-from dashboard.measures import Measure
-from dashboard.theme import SERIES, Palette, figure
-from dashboard.wording import chart_text
+from calibrate.spec.floors import Floors
 
 # Of more points than this, those that would cover each other are drawn once: on a grid of so many columns and rows.
 _CROWD = 1500
@@ -72,7 +74,7 @@ def front_figure(
     """The front of one study. Every point carries its trial number as custom data.
 
     Args:
-        points: See `dashboard.data.StudyData.points`.
+        points: See `calibrate.display.data.StudyData.points`.
         feasible: Which of them hold the floors.
         speed: The x axis.
         quality: The y axis.
@@ -131,6 +133,58 @@ def front_figure(
         clickmode="event+select", dragmode="zoom", hovermode="closest", uirevision=f"{speed.key}{quality.key}"
     )
     return made
+
+
+def study_front(
+    data: StudyData,
+    floors: Floors,
+    speed: Measure,
+    quality: Measure,
+    colours: Palette,
+    *,
+    selected: int | None,
+    best: int | None,
+) -> go.Figure:
+    """The front of a study with all that is known beside it: stock and exact mode, floors, exports.
+
+    Args:
+        data: The study.
+        floors: Its own, or others that are tried out.
+        speed: The x axis.
+        quality: The y axis.
+        colours: Of the page.
+        selected: The trial to ring.
+        best: The fastest trial above the floors.
+    """
+    references = [Reference("stock", 1.0, "square")]
+    if speed.key in data.exact_speedup:
+        references.append(Reference("exact", data.exact_speedup[speed.key], "diamond-wide"))
+    exported = [
+        HeldOut(int(record.trial_number), float(evidence[speed.key]), float(evidence[quality.key]))
+        for record in data.profiles
+        if {speed.key, quality.key} <= (evidence := record.profile["evidence"]).keys()
+        and isinstance(evidence[quality.key], int | float)
+        and metric_version(evidence) == data.metric_version
+    ]
+    asked = floors.demands(margin=True)
+    told = {name: floors.told(name, margin=True) for name in asked}
+    for demand in floors.score_demands():
+        if demand.sign > 0:
+            asked[demand.figure], told[demand.figure] = demand.value, demand.told
+    return front_figure(
+        data.points,
+        feasible(data.points, floors),
+        speed,
+        quality,
+        colours,
+        selected=selected,
+        best=best,
+        floor=asked.get(quality.key),
+        floor_text=told.get(quality.key, ""),
+        references=references,
+        held_out=exported,
+        policies={number: result.policy for number, result in data.results.items()},
+    )
 
 
 def compared_fronts(

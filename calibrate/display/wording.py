@@ -1,7 +1,8 @@
 """Figures in sentences: what is gained, what a policy does, why a point is worth taking or is not.
 
-What stands in a database or an address may come from anyone: `plain` makes it text in Streamlit's Markdown, and
-`chart_text` in Plotly's. Numbers that are formatted as numbers need neither.
+Sentences are Markdown: `**` marks what counts. What stands in a database or an address may come from anyone: `plain`
+makes it text in Markdown, Streamlit's included, and `chart_text` in Plotly's figures. Numbers that are formatted as
+numbers need neither.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any
 
 import pandas as pd
 
+from calibrate.display.data import StudyData, Unseen, best_point, front
+from calibrate.display.measures import Measure
 from calibrate.progress import printable
 from calibrate.results.guarantee import cases_needed
-from calibrate.results.promise_table import Cell
+from calibrate.results.promise_table import Cell, PromiseTable
 from calibrate.results.result import LEARNED, THRESHOLDS, Kind, Result
 from calibrate.spec.floors import Floors
-from dashboard.data import StudyData, Unseen, best_point, front
+from calibrate.store import Generation
 from scope_runtime import Policy, ProfileError
 from scope_runtime.policy import CLEAN, IDLE, LAST, LETTERS, Mode
 
@@ -33,7 +36,7 @@ _WORD_JOINER = "\u2060"
 
 
 def plain(text: object) -> str:
-    """What Streamlit's Markdown (of elements, labels and help alike) shows as just this text, on one line.
+    """What Markdown, Streamlit's too (of elements, labels and help alike), shows as just this text, on one line.
 
     Without it, text would become links, icons, formulas, colours, or images that the browser fetches.
     """
@@ -65,24 +68,28 @@ def headline(
     """
     if not measured:
         return "No policy has been measured yet."
-    if best is None:
-        return (
-            f"None of the {measured:,} measured policies holds the quality floors{with_margin} yet: lower one to "
-            "see what is near."
-        )
+    none = f"None of the {measured:,} measured policies holds the quality floors{with_margin}"
+    if unseen is None and best is None:
+        return f"{none} yet: lower one to see what is near."
     place = f"the fastest of {feasible:,} policies above the floors{with_margin}, out of {measured:,} measured."
     if unseen is None:
+        assert best is not None
         figures = best.figures
         gain = _gain(best.speedup_evaluations, figures["psnr_db"], figures["psnr_worst_prompt_db"])
         return f"On the search prompts, this model can make its videos with {gain}: {place}"
-    gain = _gain(unseen.speedup, unseen.psnr_db, unseen.worst_db)
-    told = (
-        f"On {prompts(unseen.prompts, f'{unseen.kind} ')}, which no choice has seen, this model makes its videos with "
-        f"{gain}: trial {unseen.trial}"
-    )
+    told = f"{unseen_clause(unseen)}: trial {unseen.trial}"
+    if best is None:
+        return f"{told}. {none} on the search prompts."
     if best.trial == unseen.trial:
         return f"{told}. On the search prompts it is {place}"
     return f"{told}. On the search prompts alone trial {best.trial} is {place}"
+
+
+def unseen_clause(unseen: Unseen) -> str:
+    """What a policy gains on prompts that no choice has seen, without a full stop."""
+    gain = _gain(unseen.speedup, unseen.psnr_db, unseen.worst_db)
+    seen = f"On {prompts(unseen.prompts, f'{unseen.kind} ')}, which no choice has seen"
+    return f"{seen}, this model makes its videos with {gain}"
 
 
 def _gain(speedup: float, psnr_db: float, worst_db: float) -> str:
@@ -90,6 +97,84 @@ def _gain(speedup: float, psnr_db: float, worst_db: float) -> str:
         f"**{speedup:.2f}x fewer block evaluations** at **{psnr_db:.1f} dB** against the stock video (worst prompt "
         f"{worst_db:.1f} dB)"
     )
+
+
+def front_note(data: StudyData, quality: Measure) -> str:
+    """How to read the chart of a study's front."""
+    note = (
+        "Each point is one policy, measured by real generations: **right is faster, up is closer to the stock video**. "
+        "Of many points, those that would cover each other are drawn once."
+    )
+    if len(data.kinds) > 1:
+        note += " Circles and crosses are thresholds, triangles are plans with learned weights."
+    if quality.key == "psnr_db":
+        note += " Bars reach down to the worst prompt."
+    return note
+
+
+def modes_note(row: Generation, detail: Mapping[str, Any]) -> str:
+    """How to read the map of what each block did, and what it adds up to.
+
+    Args:
+        row: A generation under a policy.
+        detail: What was kept of it, with its ``modes``.
+    """
+    letters = "".join(detail["modes"]).replace(IDLE, "")
+    reused = sum(letters.count(LETTERS[mode]) for mode in (Mode.PREDICT, Mode.CACHE))
+    return (
+        f"Grey is what stock computes and SCOPE leaves out. Of {len(letters)} block updates {reused} were predicted or "
+        f"reused: {row.evaluations:,} of stock's {row.stock_evaluations:,} block evaluations remain (guidance branches "
+        f"counted apart). Longest run without "
+        f"recompute: {detail.get('max_skip_seen', 0):,} rows; fallbacks to recompute: {detail.get('fallbacks', 0):,}."
+    )
+
+
+def plan_note(policy: Policy) -> str:
+    """How to read the map of a frozen plan with learned weights."""
+    computed, updates = recomputed(policy)
+    return (
+        "R: the block is computed. P: it hands over the weighted sum that its gap began with, at no cost. "
+        f"{computed:,} of {updates:,} block updates are computed. {captures_sentence(policy)}"
+    )
+
+
+def promise_changed(table: PromiseTable) -> str:
+    """What is to be said of a wish that was changed, behind "The study asks"."""
+    return "" if table.declared else " (changed after policies were tested, and corrected for that)"
+
+
+def promise_passed(table: PromiseTable) -> str:
+    """The fastest policy that passed for the wish."""
+    best = table.best
+    return "No policy has passed." if best is None else f"Trial {best.trial} passed: {best.speedup:.2f}x."
+
+
+def promise_columns(table: PromiseTable) -> dict[str, list[str]]:
+    """What else can be promised: a column of floors, and one for each share."""
+    floors = sorted({cell.floor_db for cell in table.cells})
+    columns = {"every prompt's PSNR": [f"{floor:g} dB" for floor in floors]}
+    return columns | {
+        f"{share:g} of prompts": [
+            "the study asks for it" if cell is None else promised_cell(cell, len(table.cases))
+            for cell in (table.cell(floor, share) for floor in floors)
+        ]
+        for share in sorted({cell.promise.share for cell in table.cells})
+    }
+
+
+def promise_note(table: PromiseTable) -> str:
+    """How to read `promise_columns`."""
+    return (
+        f"Measured on {prompts(len(table.cases), 'guarantee ')}: the fastest policy that passes an exact test with "
+        f"confidence {table.wish.confidence:.4g}. With a star, the fastest that does with "
+        f"{table.corrected_confidence:.4g}, which is corrected for picking one of {table.corrected_for} promises after "
+        "looking; `scope-calibrate export --promise FLOOR,SHARE` takes that one."
+    )
+
+
+def sentence(part: str) -> str:
+    """A part of a sentence as one of its own."""
+    return f"{part[0].upper()}{part[1:]}."
 
 
 def promised_cell(cell: Cell, cases: int) -> str:

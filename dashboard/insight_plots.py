@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from calibrate.display.measures import QUALITY, SPEED, Measure
+from calibrate.display.theme import Palette, figure
+from calibrate.display.wording import chart_text
 from dashboard.insight import Curve
-from dashboard.measures import QUALITY, SPEED, Measure
-from dashboard.theme import Palette, figure
-from dashboard.wording import chart_text
 
 _PARALLEL_LINES = 1500
 _FEW_VALUES = 12

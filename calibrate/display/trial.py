@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from dashboard.theme import SERIES, Palette, figure
-from dashboard.wording import chart_text
+from calibrate.display.theme import SERIES, Palette, figure
+from calibrate.display.wording import chart_text
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 

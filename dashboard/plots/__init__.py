@@ -1,1 +1,0 @@
-"""Plotly figures from plain data: nothing here knows Streamlit."""
