@@ -59,7 +59,7 @@ def run(
     min_ssim: MinSsim = None,
     max_memory: MaxMemory = None,
     warm_start: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="PROFILE.json|STUDY.yaml",
             help="Try this profile's policy and its neighbours first, or this study's best.",
@@ -449,7 +449,9 @@ def _told_cell(cell: dict[str, Any], cases: int) -> str:
 
 @app.command()
 def verify(
-    profile: Annotated[Path, typer.Argument(metavar="PROFILE.json", help="The profile.")],
+    profile: Annotated[
+        str, typer.Argument(metavar="PROFILE.json", help="The profile: a file, or hf://owner/name/profile.json.")
+    ],
     study: Annotated[
         Path | None, typer.Argument(metavar="[STUDY.yaml]", help="Its model, settings and held-out prompts are used.")
     ] = None,

@@ -47,13 +47,13 @@ _EXPORT_OVERHEAD_SECONDS = 15.0
 _EXPORT_MARGIN = 1.15
 
 
-def run(session: Session, warm_start: Path | None = None, where: Where = Where()) -> Exported:
+def run(session: Session, warm_start: str | None = None, where: Where = Where()) -> Exported:
     """Baselines, search, export: everything that is not there yet.
 
     Args:
         session: The study.
-        warm_start: A profile or a study file, of other settings perhaps: the profile's policy and its neighbours are
-            tried first, or the policies of the study's front.
+        warm_start: A profile (a path or an address on the Hub) or a study file, of other settings perhaps: the
+            profile's policy and its neighbours are tried first, or the policies of the study's front.
         where: On which devices.
 
     Raises:
@@ -152,15 +152,15 @@ def _stock_scores(
     return found
 
 
-def _policies_of(warm_start: Path) -> list[Policy]:
+def _policies_of(warm_start: str) -> list[Policy]:
     """A profile's policy; or a study's front, the part of it above the floors if there is one.
 
     Raises:
         CalibrateError: If it is a study that has measured nothing yet.
     """
-    if warm_start.suffix not in (".yaml", ".yml"):
+    if not warm_start.endswith((".yaml", ".yml")):
         return [Profile.load(warm_start).policy]
-    with open_session(warm_start, Narrator()) as other:
+    with open_session(Path(warm_start), Narrator()) as other:
         entries = pareto_front(other).entries
     if not entries:
         raise CalibrateError(f"--warm-start: {warm_start} has measured no candidate yet; run it first.")
@@ -193,7 +193,7 @@ def export(
 
 
 def verify(
-    profile_path: Path, study: Path | None, model: Path | None, narrator: Narrator, further: Sequence[Case] = ()
+    profile_path: str, study: Path | None, model: Path | None, narrator: Narrator, further: Sequence[Case] = ()
 ) -> dict[str, Any]:
     """Measures a profile again on this machine: held-out prompts, stock, exact and SCOPE in one run.
 
@@ -203,7 +203,7 @@ def verify(
     included, and under `promise` how many of them hold what the profile promises (None if it promises nothing).
 
     Args:
-        profile_path: The profile.
+        profile_path: The profile: a path, or an address on the Hub.
         study: Its model, settings and held-out cases are used.
         model: The pipeline's folder: instead of the study's, or without a study, for the settings and cases that the
             profile records. A profile may come from anyone, so it never says what is imported or opened.
@@ -292,7 +292,7 @@ def _export_seconds(baselines: list[Baseline], cases: int) -> float:
     return _EXPORT_MARGIN * (cases * per_case + stock) + _EXPORT_OVERHEAD_SECONDS
 
 
-def _recorded_setup(profile: Profile, path: Path, model: Path) -> tuple[ModelSpec, Generation, list[Case], Timing]:
+def _recorded_setup(profile: Profile, path: str, model: Path) -> tuple[ModelSpec, Generation, list[Case], Timing]:
     """What the profile itself records of how it was measured, for a folder that the user named.
 
     Its content decides what is loaded. A profile may say how a model is run, never which: where a folder does not hold
@@ -327,8 +327,8 @@ def _recorded_setup(profile: Profile, path: Path, model: Path) -> tuple[ModelSpe
     return spec, generation, cases, timing
 
 
-def _verify_command(profile: Profile, path: Path) -> str:
+def _verify_command(profile: Profile, path: str) -> str:
     """What to type to verify a profile, with its study where a file of that name lies here or in `studies/`."""
     files = (file for folder in (Path(), Path("studies")) for file in sorted(folder.glob("*.yaml")))
     study = next((file for file in files if file.stem == profile.provenance.get("study")), "STUDY.yaml")
-    return shlex.join(["scope-calibrate", "verify", str(path), str(study)])
+    return shlex.join(["scope-calibrate", "verify", path, str(study)])
