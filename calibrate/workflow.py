@@ -39,6 +39,7 @@ from calibrate.spec.running import Export, Timing
 from calibrate.store import CONTENT, Store, recorded
 from calibrate.store.lock import StudyLock
 from calibrate.study.study_file import StudyFile
+from calibrate.tracking import tracked
 from scope_runtime import Policy, Profile, ProfileError
 
 # What the export does beside generating: metrics, clip, plot.
@@ -72,6 +73,7 @@ def run(session: Session, warm_start: str | None = None, where: Where = Where())
         target: Description = call(pool, Describe())
         store = session.start(target)
         lock = lock or held.enter_context(StudyLock(store))
+        tracking = held.enter_context(tracked(session.file, store.study, session.narrator))
         # Nobody who looks on is told what an earlier process did last.
         keep_presence(store, pool, "baselines")
         tests = _tests(session, store, pool, target)
@@ -79,7 +81,10 @@ def run(session: Session, warm_start: str | None = None, where: Where = Where())
             tests.make_stock()
         _search(session, store, lock, pool, target, first, tests.seconds if tests else 0.0)
         pool.changed = partial(keep_presence, store, pool, "export")
-        return _exporter(session, store, pool, tests).run(study.export)
+        exported = _exporter(session, store, pool, tests).run(study.export)
+        if tracking is not None:
+            tracking.finish(exported.profile, exported.path)
+        return exported
 
 
 def _pool(session: Session, where: Where = Where()) -> Pool:

@@ -23,6 +23,12 @@ def companions(profile: Path) -> tuple[Path, Path]:
     return profile.with_suffix(".mp4"), profile.with_name(f"{profile.stem}-front.png")
 
 
+def left_beside(profile: Path) -> list[Path]:
+    """A profile and what there is of the files that a run leaves beside it: clip, plot and report."""
+    files = (profile, *companions(profile), profile.with_suffix(".html"))
+    return [path for path in files if path.is_file()]
+
+
 def require_profile_path(file: StudyFile, profile: Path) -> None:
     """Makes sure that an export can write a profile, its clip and its plot, and destroys nothing by it.
 
