@@ -59,7 +59,7 @@ def run(
     min_ssim: MinSsim = None,
     max_memory: MaxMemory = None,
     warm_start: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="PROFILE.json|STUDY.yaml",
             help="Try this profile's policy and its neighbours first, or this study's best.",
@@ -332,7 +332,10 @@ def front(
 
 @app.command()
 def export(
-    study: StudyPath,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="STUDY.yaml|PROFILE.json", help="The study file; with --format, a profile will do."),
+    ],
     rule: Annotated[str | None, typer.Option(help="fastest, best-quality or knee; else the study's.")] = None,
     target_speedup: TargetSpeedup = None,
     min_psnr: MinPsnr = None,
@@ -349,19 +352,48 @@ def export(
             "that is corrected for the table's size.",
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="The profile's path; else the study's.")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="cache-dit",
+            help="Measure nothing: write the profile that is there as a configuration of cache-dit, whose quality is "
+            "not known.",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The path of what is written; else the study's.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a profile from what has been measured, with evidence from the held-out prompts."""
+    if form is not None:
+        if any(value is not None for value in (rule, target_speedup, min_psnr, min_ssim, max_memory, trial, promise)):
+            raise typer.BadParameter("--format takes a profile as it is; leave out what picks a policy")
+        _convert(source, form, output, as_json)
+        return
     from calibrate import workflow
     from calibrate.session import open_session
 
-    with _explained(), Narrator() as narrator, open_session(study, narrator) as session:
+    with _explained(), Narrator() as narrator, open_session(Path(source), narrator) as session:
         session.file.aim(target_speedup=target_speedup, min_psnr=min_psnr, min_ssim=min_ssim, max_memory=max_memory)
         settings = session.file.export_settings(rule, output)
         with _table_beside_failure():
             exported = workflow.export(session, settings, trial, _floor_and_share(promise))
     _show_export(exported.to_dict(), as_json)
+
+
+def _convert(source: str, form: str, output: Path | None, as_json: bool) -> None:
+    """Writes a profile for another program."""
+    from calibrate.export.cache_dit import FORMAT, convert
+
+    if form != FORMAT:
+        raise typer.BadParameter(f"--format: {form!r} is not known; write {FORMAT}")
+    with _explained():
+        path = convert(source, output)
+    if as_json:
+        _print_json({"path": str(path)})
+    else:
+        print(path.read_text(), end="")
+        PlainConsole(stderr=True).print(f"Written to {path}", highlight=False)
 
 
 def _floor_and_share(promise: str | None) -> tuple[float, float] | None:
@@ -449,7 +481,9 @@ def _told_cell(cell: dict[str, Any], cases: int) -> str:
 
 @app.command()
 def verify(
-    profile: Annotated[Path, typer.Argument(metavar="PROFILE.json", help="The profile.")],
+    profile: Annotated[
+        str, typer.Argument(metavar="PROFILE.json", help="The profile: a file, or hf://owner/name/profile.json.")
+    ],
     study: Annotated[
         Path | None, typer.Argument(metavar="[STUDY.yaml]", help="Its model, settings and held-out prompts are used.")
     ] = None,

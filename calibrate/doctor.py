@@ -31,6 +31,7 @@ from calibrate.store import Storage, Store, StudyRecord, masked_url, recorded, r
 from calibrate.study.outputs import existing, require_cache, require_profile_path
 from calibrate.study.promised import recorded_promises
 from calibrate.study.study_file import Study, StudyFile
+from calibrate.tracking import require_tracking
 
 _GIB = 2**30
 # Activations, the decoder and the allocator's reserve come on top of weights and context.
@@ -98,6 +99,9 @@ def _requirements(file: StudyFile) -> Generator[Check, None, Footprint | None]:
     yield from _checked("database", lambda: _database(study))
     if study.quality.scores:
         yield from _checked("scores", lambda: _scores(study))
+    if study.tracking is not None:
+        address = study.tracking.mlflow
+        yield from _checked("tracking", lambda: _tracking(file, address))
     return footprint
 
 
@@ -249,6 +253,11 @@ def _database(study: Study) -> Check:
         refuse_changes(record, study.fixed_parts())
     said = "can be used" if record is None else "holds this study, which will be continued"
     return Check("database", "ok", f"{masked_url(study.storage_url)} {said}")
+
+
+def _tracking(file: StudyFile, address: str) -> Check:
+    require_tracking(file, address)
+    return Check("tracking", "ok", f"{address} can be told")
 
 
 def _started(study: Study) -> StudyRecord | None:

@@ -39,6 +39,7 @@ from calibrate.spec.running import Export, Timing
 from calibrate.store import CONTENT, Store, recorded
 from calibrate.store.lock import StudyLock
 from calibrate.study.study_file import StudyFile
+from calibrate.tracking import tracked
 from scope_runtime import Policy, Profile, ProfileError
 
 # What the export does beside generating: metrics, clip, plot.
@@ -47,13 +48,13 @@ _EXPORT_OVERHEAD_SECONDS = 15.0
 _EXPORT_MARGIN = 1.15
 
 
-def run(session: Session, warm_start: Path | None = None, where: Where = Where()) -> Exported:
+def run(session: Session, warm_start: str | None = None, where: Where = Where()) -> Exported:
     """Baselines, search, export: everything that is not there yet.
 
     Args:
         session: The study.
-        warm_start: A profile or a study file, of other settings perhaps: the profile's policy and its neighbours are
-            tried first, or the policies of the study's front.
+        warm_start: A profile (a path or an address on the Hub) or a study file, of other settings perhaps: the
+            profile's policy and its neighbours are tried first, or the policies of the study's front.
         where: On which devices.
 
     Raises:
@@ -72,6 +73,7 @@ def run(session: Session, warm_start: Path | None = None, where: Where = Where()
         target: Description = call(pool, Describe())
         store = session.start(target)
         lock = lock or held.enter_context(StudyLock(store))
+        tracking = held.enter_context(tracked(session.file, store.study, session.narrator))
         # Nobody who looks on is told what an earlier process did last.
         keep_presence(store, pool, "baselines")
         tests = _tests(session, store, pool, target)
@@ -79,7 +81,10 @@ def run(session: Session, warm_start: Path | None = None, where: Where = Where()
             tests.make_stock()
         _search(session, store, lock, pool, target, first, tests.seconds if tests else 0.0)
         pool.changed = partial(keep_presence, store, pool, "export")
-        return _exporter(session, store, pool, tests).run(study.export)
+        exported = _exporter(session, store, pool, tests).run(study.export)
+        if tracking is not None:
+            tracking.finish(exported.profile, exported.path)
+        return exported
 
 
 def _pool(session: Session, where: Where = Where()) -> Pool:
@@ -152,15 +157,15 @@ def _stock_scores(
     return found
 
 
-def _policies_of(warm_start: Path) -> list[Policy]:
+def _policies_of(warm_start: str) -> list[Policy]:
     """A profile's policy; or a study's front, the part of it above the floors if there is one.
 
     Raises:
         CalibrateError: If it is a study that has measured nothing yet.
     """
-    if warm_start.suffix not in (".yaml", ".yml"):
+    if not warm_start.endswith((".yaml", ".yml")):
         return [Profile.load(warm_start).policy]
-    with open_session(warm_start, Narrator()) as other:
+    with open_session(Path(warm_start), Narrator()) as other:
         entries = pareto_front(other).entries
     if not entries:
         raise CalibrateError(f"--warm-start: {warm_start} has measured no candidate yet; run it first.")
@@ -193,7 +198,7 @@ def export(
 
 
 def verify(
-    profile_path: Path, study: Path | None, model: Path | None, narrator: Narrator, further: Sequence[Case] = ()
+    profile_path: str, study: Path | None, model: Path | None, narrator: Narrator, further: Sequence[Case] = ()
 ) -> dict[str, Any]:
     """Measures a profile again on this machine: held-out prompts, stock, exact and SCOPE in one run.
 
@@ -203,7 +208,7 @@ def verify(
     included, and under `promise` how many of them hold what the profile promises (None if it promises nothing).
 
     Args:
-        profile_path: The profile.
+        profile_path: The profile: a path, or an address on the Hub.
         study: Its model, settings and held-out cases are used.
         model: The pipeline's folder: instead of the study's, or without a study, for the settings and cases that the
             profile records. A profile may come from anyone, so it never says what is imported or opened.
@@ -292,7 +297,7 @@ def _export_seconds(baselines: list[Baseline], cases: int) -> float:
     return _EXPORT_MARGIN * (cases * per_case + stock) + _EXPORT_OVERHEAD_SECONDS
 
 
-def _recorded_setup(profile: Profile, path: Path, model: Path) -> tuple[ModelSpec, Generation, list[Case], Timing]:
+def _recorded_setup(profile: Profile, path: str, model: Path) -> tuple[ModelSpec, Generation, list[Case], Timing]:
     """What the profile itself records of how it was measured, for a folder that the user named.
 
     Its content decides what is loaded. A profile may say how a model is run, never which: where a folder does not hold
@@ -327,8 +332,8 @@ def _recorded_setup(profile: Profile, path: Path, model: Path) -> tuple[ModelSpe
     return spec, generation, cases, timing
 
 
-def _verify_command(profile: Profile, path: Path) -> str:
+def _verify_command(profile: Profile, path: str) -> str:
     """What to type to verify a profile, with its study where a file of that name lies here or in `studies/`."""
     files = (file for folder in (Path(), Path("studies")) for file in sorted(folder.glob("*.yaml")))
     study = next((file for file in files if file.stem == profile.provenance.get("study")), "STUDY.yaml")
-    return shlex.join(["scope-calibrate", "verify", str(path), str(study)])
+    return shlex.join(["scope-calibrate", "verify", path, str(study)])

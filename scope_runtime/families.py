@@ -6,6 +6,7 @@ without need, and what a model or its settings are can be asked from below the a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -22,12 +23,14 @@ class Family:
         classes: Starts of class names, one of which is in the ancestry of every such object.
         module: Of its adapter, in `scope_runtime.adapters`.
         attachment: The adapter: the class of its attachments, see `scope_runtime.adapters.Adapter`.
+        one_block: Whether a window is always one block, all of whose frames take every step together.
     """
 
     what: str
     classes: tuple[str, ...]
     module: str
     attachment: str
+    one_block: bool = False
 
 
 FAMILIES = (
@@ -38,9 +41,13 @@ FAMILIES = (
         "SkyReelsV2Attachment",
     ),
     Family("MAGI-1's own model or pipeline", ("VideoDiTModel", "MagiPipeline"), "magi_1", "Magi1Attachment"),
-    Family("HeliosPipeline of diffusers", ("HeliosPipeline",), "helios", "HeliosAttachment"),
+    Family("HeliosPipeline of diffusers", ("HeliosPipeline",), "helios", "HeliosAttachment", one_block=True),
     Family(
-        "HunyuanVideoFramepackPipeline of diffusers", ("HunyuanVideoFramepack",), "framepack", "FramepackAttachment"
+        "HunyuanVideoFramepackPipeline of diffusers",
+        ("HunyuanVideoFramepack",),
+        "framepack",
+        "FramepackAttachment",
+        one_block=True,
     ),
 )
 
@@ -51,6 +58,11 @@ _REFUSED = {
 }
 
 
+def family_of(names: Sequence[str]) -> Family | None:
+    """The family of an object by the names of its class and of those above it; None if it belongs to none."""
+    return next((family for family in FAMILIES if any(name.startswith(family.classes) for name in names)), None)
+
+
 def adapter_class(pipe: Any) -> Any:
     """The adapter for a pipeline or a model; `scope_runtime.adapters.adapter_for` gives it with its type.
 
@@ -58,9 +70,9 @@ def adapter_class(pipe: Any) -> Any:
         AttachError: If it belongs to no known family.
     """
     names = [cls.__name__ for cls in type(pipe).__mro__]
-    for family in FAMILIES:
-        if any(name.startswith(family.classes) for name in names):
-            return getattr(import_module(f"scope_runtime.adapters.{family.module}"), family.attachment)
+    family = family_of(names)
+    if family is not None:
+        return getattr(import_module(f"scope_runtime.adapters.{family.module}"), family.attachment)
     for start, why in _REFUSED.items():
         if any(name.startswith(start) for name in names):
             raise AttachError(f"{type(pipe).__name__} cannot be accelerated: {why}")

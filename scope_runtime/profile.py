@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scope_runtime import _check
+from scope_runtime import _check, hub
 from scope_runtime.errors import ProfileError, ProfileMismatch, named, shown
 from scope_runtime.evidence import check_evidence
 from scope_runtime.files import read_text, write_atomically
@@ -112,11 +112,16 @@ class Profile:
     def load(cls, path: str | os.PathLike[str]) -> Profile:
         """Reads and checks a profile.
 
+        Args:
+            path: A file, or ``hf://owner/name/profile.json`` on the Hugging Face Hub (``hf://owner/name@revision/...``
+                for a branch, a tag or a commit), which takes ``scope-calibrate[hub]``.
+
         Raises:
             ProfileError: If the file is missing, is not JSON, or any field is wrong; the message names file and field.
         """
+        file = hub.download(os.fspath(path), MOST_BYTES) if hub.is_address(path) else path
         try:
-            text = read_text(path, MOST_BYTES)
+            text = read_text(file, MOST_BYTES)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise ProfileError("", f"cannot read profile {path}: {reason}") from error
@@ -131,6 +136,25 @@ class Profile:
             raise ProfileError("", f"{path} is nested too deeply: export the profile again") from error
         except ProfileError as error:
             raise type(error)(error.field, f"{_problem(error)} (in {path})") from error
+
+    def push(self, address: str, *, private: bool | None = True, message: str = "Upload a SCOPE profile") -> str:
+        """Puts the profile on the Hugging Face Hub, with the account that `hf auth login` or ``HF_TOKEN`` names.
+
+        Args:
+            address: ``hf://owner/name/profile.json``, or ``hf://owner/name@branch/profile.json``.
+            private: Whether a repository that is made for it is private: a profile holds its prompts. None leaves it
+                to the account.
+            message: Of the commit.
+
+        Returns:
+            The profile's address at the new commit, for `load`.
+
+        Raises:
+            ProfileError: If the address is malformed, or the Hub does not take it.
+        """
+        if not hub.is_address(address):
+            raise ProfileError("", f"a profile is pushed to {hub.PREFIX}owner/name/profile.json; for a file use save")
+        return hub.upload(self.to_json().encode(), address, private=private, message=message)
 
     def check_model(self, pipe: Any) -> None:
         """Refuses a pipeline whose model is not the calibrated one.

@@ -113,6 +113,19 @@ class Schedule:
             causal=causal,
         )
 
+    @classmethod
+    def of_one_block(cls, sigmas: Sequence[float], block_frames: int) -> Schedule:
+        """The schedule of a window that is one block, all of whose frames take every step together.
+
+        Args:
+            sigmas: The noise levels at which the steps start.
+            block_frames: Latent frames of the window.
+        """
+        steps = len(sigmas)
+        return cls.from_step_index(
+            [[step] for step in range(1, steps + 1)], [[True]] * steps, sigmas, block_frames, causal=False
+        )
+
     @property
     def rows(self) -> int:
         """Number of rows (iterations of the denoising loop)."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
+    field_validator,
     model_validator,
 )
 
@@ -72,6 +74,28 @@ class Timing(Strict):
 
     max_variation: float = Field(default=0.10, gt=0)
     max_repeats: int = Field(default=4, ge=0)
+
+
+class Tracking(Strict):
+    """Where else a study is told of: an MLflow server, or an SQLite file of MLflow's."""
+
+    mlflow: Annotated[str, Field(min_length=1)]
+
+    @field_validator("mlflow")
+    @classmethod
+    def _plain_address(cls, address: str) -> str:
+        """Refuses what would have to be hidden wherever a study is shown or kept."""
+        parts = urlsplit(address)
+        if address.startswith("sqlite:///") and not parts.query:
+            return address
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("should be the address of a server (https://host) or a file (sqlite:///runs/mlflow.db)")
+        if "@" in parts.netloc or parts.query:
+            raise ValueError(
+                "must hold no user, password or query; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN, in the environment"
+            )
+        return address
 
 
 class Export(Strict):

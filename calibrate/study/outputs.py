@@ -44,6 +44,12 @@ def companions(profile: Path) -> Companions:
     return Companions(profile.with_suffix(".mp4"), plot, profile.with_suffix(".html"))
 
 
+def left_beside(profile: Path) -> list[Path]:
+    """A profile and what there is of the files that a run leaves beside it: clip, plot and report."""
+    files = (profile, *companions(profile), profile.with_suffix(".html"))
+    return [path for path in files if path.is_file()]
+
+
 def require_profile_path(file: StudyFile, profile: Path) -> None:
     """Makes sure that an export can write a profile and what belongs to it, and destroys nothing by it.
 

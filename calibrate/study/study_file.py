@@ -25,7 +25,7 @@ from calibrate.results.guarantee import cases_needed
 from calibrate.spec.floors import Floors
 from calibrate.spec.generation import Case, Generation, ModelSpec
 from calibrate.spec.guarantee import Guarantee
-from calibrate.spec.running import Budget, Export, QualityChecks, Score, Timing
+from calibrate.spec.running import Budget, Export, QualityChecks, Score, Timing, Tracking
 from calibrate.spec.search_space import SearchSpace
 from calibrate.spec.strict import Strict, not_to_be_kept
 from calibrate.store import has_secrets, masked_url, without_secrets
@@ -63,6 +63,7 @@ class Study(Strict):
     cache: str | None = Field(default=None, min_length=1)
     clip_megabytes: float = Field(default=500.0, ge=0, le=1e9)
     export: Export = Export()
+    tracking: Tracking | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -341,7 +342,8 @@ def _explain(error: ValidationError, data: Any) -> str:
         message = not_to_be_kept(given) or message
     prefix = f"{field}: " if field else ""
     # What is wrong with a URL may be its password.
-    tellable = isinstance(given, (str, int, float, type(None))) and "storage" not in problem["loc"]
+    secret = {"storage", "tracking"} & set(problem["loc"])
+    tellable = isinstance(given, (str, int, float, type(None))) and not secret
     told = f", not {without_secrets(shown(given))}" if tellable else ""
     # To YAML, no and on are booleans and 12:30 is a number.
     mend = "; put it in quotes" if problem["type"] == "string_type" and isinstance(given, (int, float)) else ""

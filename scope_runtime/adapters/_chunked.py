@@ -210,14 +210,7 @@ class ChunkedAttachment(DiffusersAttachment):
                 f"the pipeline's {type(scheduler).__name__} has {len(sigmas)} noise levels for {steps} steps: take a "
                 "scheduler that computes the model once per step"
             )
-        frames = arguments["hidden_states"].shape[2]
-        schedule = Schedule.from_step_index(
-            step_index=[[step] for step in range(1, steps + 1)],
-            update=[[True]] * steps,
-            sigmas=sigmas,
-            block_frames=frames,
-            causal=False,
-        )
+        schedule = Schedule.of_one_block(sigmas, arguments["hidden_states"].shape[2])
         return self._engine_of(schedule, self._settings(arguments), notes=(_NOTE,))
 
     def _settings(self, arguments: Mapping[str, Any]) -> Settings:

@@ -268,6 +268,11 @@ def test_a_profile_does_not_decide_what_is_imported_or_opened(finished: Workplac
     assert not touched.exists()
 
 
+def test_verify_and_warm_start_take_addresses_on_the_hub(finished: Workplace) -> None:
+    for command in (["verify", "hf://me/there", "study.yaml"], ["run", "study.yaml", "--warm-start", "hf://me/there"]):
+        _assert_refused(finished.scope(*command), "names no file of a repository")
+
+
 def test_a_refused_verify_shows_the_command_with_the_study(finished: Workplace) -> None:
     study = finished.folder / "tiny.yaml"
     study.write_text("name: tiny\n")
