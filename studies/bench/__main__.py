@@ -245,7 +245,7 @@ def peers(
     if picture:
         peers_page.draw(found, picture)
     if page:
-        peers_page.write(found, page)
+        peers_page.write(found, page, picture)
     _show(found, as_json)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,15 +65,19 @@ def has_marks(page: Path) -> bool:
     return page.is_file() and len(_parts(page)) == 3
 
 
-def write(figures: dict[str, Any], page: Path) -> None:
+def write(figures: dict[str, Any], page: Path, picture: Path | None) -> None:
     """Puts the tables between the marks of a page.
 
     Args:
         figures: Of `studies.bench.peers.measure`.
         page: Markdown that has the marks.
+        picture: Of the curves, to be shown above them.
     """
     before, _, after = _parts(page)
     tables = "\n".join(_tables(figures))
+    if picture:
+        shown = Path(os.path.relpath(picture, page.parent)).as_posix()
+        tables = f"![Speed-up against mean PSNR, one curve per technique]({shown})\n\n{tables}"
     write_atomically(page, f"{before}{MARKS[0]}\n\n{tables}\n\n{MARKS[1]}{after}".encode())
 
 
