@@ -8,6 +8,7 @@ technique leaves out or computes; quality is the PSNR of a clip's mean squared e
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ _BEGIN_DB = 38.0
 # another one is ahead of by this much.
 _BAND_DB = (24.0, 46.0)
 _AHEAD_DB = 2.0
-# Neighbours on a front whose speed-ups are nearer than that are taken for one setting.
+# Settings on a front whose speed-ups are nearer than that are one group, of which one is measured.
 _NEAR = 1.06
 _DRAWS = 1000
 _PACKAGES = ("torch", "diffusers", "cache-dit")
@@ -243,13 +244,17 @@ def worth_trying(first: Sequence[Tried]) -> list[Tried]:
 
 
 def front_of(tried: Sequence[Tried]) -> list[Tried]:
-    """The settings that no other beats in both figures, from fast to slow; of near neighbours, the better one."""
+    """The settings that no other beats in both figures, from fast to slow; of a group of near ones, the best."""
     front: list[Tried] = []
+    fastest = math.inf  # of the group that the last one is of
     for one in sorted(tried, key=lambda one: one.point, reverse=True):
-        if not front or one.point[1] > front[-1].point[1]:
-            if front and front[-1].point[0] < one.point[0] * _NEAR:
-                front.pop()
-            front.append(one)
+        speedup, db = one.point
+        if not front or db > front[-1].point[1]:
+            if fastest < speedup * _NEAR:
+                front[-1] = one
+            else:
+                front.append(one)
+                fastest = speedup
     return front
 
 

@@ -116,9 +116,10 @@ def test_settings_far_off_or_far_behind_on_the_first_prompt_are_not_tried_on_oth
     assert [one.setting.name for one in worth_trying(first)] == ["good", "near"]
 
 
-def test_a_front_is_from_fast_to_slow_and_has_one_of_near_neighbours() -> None:
-    tried = [_tried("a", 4.0, 30.0), _tried("b", 3.9, 33.0), _tried("worse", 3.0, 32.0), _tried("c", 2.0, 40.0)]
-    assert [one.setting.name for one in front_of(tried)] == ["b", "c"]
+def test_a_front_is_from_fast_to_slow_and_has_one_of_each_group_of_near_ones() -> None:
+    tried = [_tried("a", 4.0, 30.0), _tried("b", 3.85, 33.0), _tried("worse", 3.0, 32.0), _tried("c", 3.7, 35.0)]
+    tried += [_tried("d", 3.6, 36.0), _tried("e", 2.0, 40.0)]
+    assert [one.setting.name for one in front_of(tried)] == ["b", "d", "e"]
 
 
 def test_what_a_technique_has_at_a_level() -> None:
