@@ -213,6 +213,43 @@ def families(
 
 
 @app.command()
+def peers(
+    as_json: AsJson = False,
+    prompts: Annotated[int, typer.Option(min=1, help="Fresh prompts.")] = 16,
+    timed: Annotated[int, typer.Option(min=1, help="Of these, so many are generated again for the clock.")] = 2,
+    technique: Annotated[list[str] | None, typer.Option(help="Its name; repeatable, else all.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="What --json printed before: nothing is measured.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draws the curves there.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Puts the tables there, between its marks.")] = None,
+    study: StudyPath = STUDY,
+    cache: Cache = CACHE,
+) -> None:
+    """Techniques of others and of this project on the same prompts. Interrupted, it goes on where it was."""
+    from studies.bench import peers_page
+    from studies.bench.peers import measure, names
+
+    known = names()
+    if unknown := [name for name in technique or () if name not in known]:
+        raise typer.BadParameter(f"--technique: {unknown[0]!r} is not known; choose among {', '.join(known)}")
+    if page and not peers_page.has_marks(page):
+        begin, end = peers_page.MARKS
+        raise typer.BadParameter(f"--page: {page} is no page with a line {begin} and a line {end} after it; add both")
+    if figures:
+        found = peers_page.read(figures)
+        if found is None:
+            raise typer.BadParameter(f"--figures: {figures} is not what peers --json prints; leave it out to measure")
+    else:
+        found = measure(study, prompts, timed, technique or known, cache)
+    if picture:
+        peers_page.draw(found, picture)
+    if page:
+        peers_page.write(found, page, picture)
+    _show(found, as_json)
+
+
+@app.command()
 def guarantee(
     as_json: AsJson = False,
     prompts: Annotated[int, typer.Option(min=1, help="Fresh prompts that policies are measured on.")] = 120,

@@ -29,8 +29,7 @@ from calibrate.spec.generation import Case, Generation
 from calibrate.spec.search_space import Learned
 from calibrate.study.study_file import StudyFile
 from scope_runtime import Policy, exact, run_policy
-from studies.bench.generations import Generations, Outcome, mean_db, speedup_of
-from studies.reference.world import held_out_prompts
+from studies.bench.generations import Generations, Outcome, fresh_cases, mean_db, speedup_of
 
 _TRAINED = (Path("studies/reference.yaml"), Path("studies/helios_reference.yaml"))
 
@@ -85,9 +84,7 @@ def measure(prompts: int, families: Sequence[str], cache: Path) -> dict[str, Any
 def _trained(family: str, path: Path, prompts: int, cache: Path, narrator: Narrator) -> dict[str, Any]:
     made = Generations(path, cache)
     study = made.study
-    used = {c.prompt for c in (*study.search_cases, *study.held_out_cases, *study.fit_cases, *study.guarantee_cases)}
-    fresh = [prompt for prompt in held_out_prompts(prompts + len(used), seed=PROMPT_SEED) if prompt not in used]
-    cases = [Case(prompt=prompt, seed=FIRST_SEED + number) for number, prompt in enumerate(fresh[:prompts])]
+    cases = fresh_cases(study, prompts, PROMPT_SEED, FIRST_SEED)
     policies = _policies(made, narrator)
     narrator.stage(f"{family}: policies on search prompts", len(policies))
     tried = []

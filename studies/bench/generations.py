@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from calibrate.measure.gap_fit import FitWeights, Truth
 from calibrate.quality.metrics import METRIC_VERSION, frame_errors, psnr
 from calibrate.replay.trace import TRACE_FORMAT
 from calibrate.spec.generation import Case
-from calibrate.study.study_file import StudyFile
+from calibrate.study.study_file import Study, StudyFile
 from scope_runtime import Policy, exact
+from studies.reference.world import held_out_prompts
 
 _LOCKSTEP = 6
 
@@ -48,6 +51,20 @@ def speedup_of(outcomes: Sequence[Outcome]) -> float:
     return sum(o.stock_evaluations for o in outcomes) / sum(o.evaluations for o in outcomes)
 
 
+def fresh_cases(study: Study, count: int, prompt_seed: int, first_seed: int) -> list[Case]:
+    """So many prompts that a study has nowhere.
+
+    Args:
+        study: Whose prompts are left out.
+        count: How many.
+        prompt_seed: Of the draw.
+        first_seed: Of the first one's generation; the others' follow.
+    """
+    used = {c.prompt for c in (*study.search_cases, *study.held_out_cases, *study.fit_cases, *study.guarantee_cases)}
+    drawn = [prompt for prompt in held_out_prompts(count + len(used), seed=prompt_seed) if prompt not in used]
+    return [Case(prompt=prompt, seed=first_seed + number) for number, prompt in enumerate(drawn[:count])]
+
+
 def mean_db(outcomes: Sequence[Outcome]) -> float:
     """Their mean PSNR."""
     return float(np.mean([outcome.db for outcome in outcomes]))
@@ -56,16 +73,19 @@ def mean_db(outcomes: Sequence[Outcome]) -> float:
 class Generations:
     """What a study's pipeline generates."""
 
-    def __init__(self, study: Path, cache: Path, target: Target | None = None) -> None:
+    def __init__(self, study: Path, cache: Path, target: Target | None = None, *, beside_stock: bool = False) -> None:
         """Loads the pipeline, unless it is given.
 
         Args:
             study: Whose pipeline and settings are used.
             cache: Where everything is kept.
             target: Its pipeline.
+            beside_stock: Whether full-compute runs are the stock pipeline's own; else they are made in exact mode,
+                which takes less time.
         """
         file = StudyFile(study)
         self.study, self.cache = file.study, cache
+        self._beside = {"reference": "stock"} if beside_stock else {}
         self.target = target or load_target(file.model_path, file.study.model, file.study.generation)
 
     def clips(self, policy: Policy, cases: Sequence[Case]) -> list[Outcome]:
@@ -86,16 +106,22 @@ class Generations:
             cases: Prompts and seeds.
             generate: Gives a case's final latents, the evaluations that it took, and those of the stock pipeline.
         """
-        found = []
-        for case in cases:
-            path = self._path("other", technique=technique, case=_named([case]), metric_version=METRIC_VERSION)
-            kept = _read(path)
-            if kept is None:
-                self._full(case)
-                latents, evaluations, stock = generate(case)
-                kept = dataclasses.asdict(Outcome(evaluations, stock, self._clip_db(case, latents)))
-                write_atomically(path, json.dumps(kept, allow_nan=False).encode())
-            found.append(Outcome(**kept))
+
+        def outcome(case: Case) -> dict[str, Any]:
+            self._full(case)
+            latents, evaluations, stock = generate(case)
+            return dataclasses.asdict(Outcome(evaluations, stock, self._clip_db(case, latents)))
+
+        known = {"technique": technique, "metric_version": METRIC_VERSION, **self._beside}
+        return [Outcome(**self.kept("other", partial(outcome, case), case=_named([case]), **known)) for case in cases]
+
+    def kept(self, kind: str, make: Callable[[], Any], **key: Any) -> Any:
+        """What was made before under this kind and key; else what is made now, which JSON can hold."""
+        path = self._path(kind, **key)
+        found = _read(path)
+        if found is None:
+            found = make()
+            write_atomically(path, json.dumps(found, allow_nan=False).encode())
         return found
 
     def fitted(self, policy: Policy, depth: int, baselines: Sequence[Baseline]) -> tuple[Policy, float]:
@@ -107,12 +133,13 @@ class Generations:
             baselines: Of the prompts that weights are fitted on.
         """
         cases = tuple(baseline.case for baseline in baselines)
-        path = self._path("weights", policy=policy.to_dict(), depth=depth, fitted_on=_named(cases))
-        kept = _read(path)
-        if kept is None:
-            fit = FitWeights(0, policy, depth, cases, Truth.of(baselines)).run(self.target, lambda: False)
-            kept = {"policy": fit.policy.to_dict(), "equivalents": len(cases) * fit.evaluations / fit.stock_evaluations}
-            write_atomically(path, json.dumps(kept, allow_nan=False).encode())
+
+        def fit() -> dict[str, Any]:
+            made = FitWeights(0, policy, depth, cases, Truth.of(baselines)).run(self.target, lambda: False)
+            equivalents = len(cases) * made.evaluations / made.stock_evaluations
+            return {"policy": made.policy.to_dict(), "equivalents": equivalents}
+
+        kept = self.kept("weights", fit, policy=policy.to_dict(), depth=depth, fitted_on=_named(cases))
         return Policy.from_dict(kept["policy"]), kept["equivalents"]
 
     def baseline(self, case: Case) -> Baseline:
@@ -129,7 +156,9 @@ class Generations:
     ) -> list[Outcome]:
         """Generations under a policy; those that are not there yet are made in lockstep."""
         paths = {
-            case: self._path(kind, policy=policy.to_dict(), case=_named([case]), metric_version=METRIC_VERSION)
+            case: self._path(
+                kind, policy=policy.to_dict(), case=_named([case]), metric_version=METRIC_VERSION, **self._beside
+            )
             for case in cases
         }
         found = {case: _read(path) for case, path in paths.items()}
@@ -153,7 +182,7 @@ class Generations:
     def _clip_db(self, case: Case, latents: torch.Tensor) -> float:
         full = self._full(case)
         if "frames" not in full:
-            full = self._kept(case, {**full, "frames": self._decoded(full["latents"])})
+            full = self._keep_full(case, {**full, "frames": self._decoded(full["latents"])})
         # The `psnr_db` of `calibrate.quality.metrics.compare`, without the figures that take longer.
         return float(psnr(frame_errors(full["frames"].numpy(), self._decoded(latents).numpy()).mean()))
 
@@ -167,15 +196,15 @@ class Generations:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
         except (FileNotFoundError, safetensors.SafetensorError):
             pass
-        with exact(self.target.pipe):
-            return self._kept(case, {"latents": self.target.denoise(case).latents})
+        with nullcontext() if self._beside else exact(self.target.pipe):
+            return self._keep_full(case, {"latents": self.target.denoise(case).latents})
 
-    def _kept(self, case: Case, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _keep_full(self, case: Case, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         write_atomically(self._full_path(case), save({name: t.contiguous() for name, t in tensors.items()}))
         return tensors
 
     def _full_path(self, case: Case) -> Path:
-        return self._path("full", case=_named([case])).with_suffix(".safetensors")
+        return self._path("full", case=_named([case]), **self._beside).with_suffix(".safetensors")
 
     def _path(self, kind: str, **more: Any) -> Path:
         key = {"kind": kind, "model": self.target.model, "settings": self.target.settings.to_dict(), **more}

@@ -61,7 +61,7 @@ _CAREFUL: Extras = (
     (1, 0), (2, 0), (3, 0), (7, 1), (8, 1), (12, 2), (13, 2), (17, 3), (18, 3), (22, 4), (23, 4), (28, 4),
 )  # fmt: skip
 # Beside the first plans of every search: period, extra rows, whether there are captures.
-_BY_HAND: tuple[tuple[int, Extras, bool], ...] = (
+BY_HAND: tuple[tuple[int, Extras, bool], ...] = (
     (5, (*_CAREFUL, (9, 1)), False),
     (5, _CAREFUL, True),
     (5, (*_BOLD, (23, 4), (28, 4)), False),
@@ -314,7 +314,7 @@ class _Bench:
         first = Plans(Learned(depth=[_DEPTH]), self.schedule, self.study.generation.ar_step, seed=0).first()
         by_hand = [
             Plan(period, tuple(sorted(extras)), "clean" if captures else "last", _DEPTH)
-            for period, extras, captures in _BY_HAND
+            for period, extras, captures in BY_HAND
         ]
         return list(dict.fromkeys(plan.policy(self.schedule) for plan in (*first, *by_hand)))
 
