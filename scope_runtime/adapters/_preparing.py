@@ -61,8 +61,7 @@ def _set(field: str, value: Any, change: Callable[[Any], None]) -> None:
             raise
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AttachError(
-            f"settings.preparation.{field}: {value} cannot be set here ({why}): install what it needs, or use a "
-            "profile that was calibrated without it"
+            f"settings.preparation.{field}: {value} cannot be set here ({why}): install what it needs, or do without it"
         ) from error
 
 
@@ -87,7 +86,10 @@ def _kind_of(module: torch.nn.Module) -> Any:
     weight = module._parameters.get("weight")
     if weight is None or not hasattr(weight, "__tensor_flatten__"):
         return None
-    stored = next(tensor for _, tensor in parts_of("", weight))
+    try:
+        stored = next(tensor for _, tensor in parts_of("", weight))
+    except Exception:  # whatever a foreign kind of tensor may raise
+        return type(weight).__name__
     return _QUANTISED.get(stored.dtype, str(stored.dtype).removeprefix("torch."))
 
 

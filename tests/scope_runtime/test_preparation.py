@@ -27,7 +27,6 @@ from scope_runtime import (
     run_policy,
 )
 from scope_runtime.adapters._preparing import preparation_of
-from scope_runtime.adapters.magi_1 import Magi1Attachment
 from tests.chunked import helios_latents, tiny_framepack, tiny_helios
 from tests.scope_runtime.test_profile import make_profile
 from tests.tiny import CALL, latents, tiny_pipeline
@@ -216,13 +215,6 @@ def test_chunk_by_chunk() -> None:
     framepack = tiny_framepack()
     said = r"compiled: True cannot be set here \(`_repeated_blocks`"
     with pytest.raises(AttachError, match=said), prepare(framepack, EVERY["compiled"]):
-        pass
-
-
-def test_another_family_refuses_it_by_name() -> None:
-    with pytest.raises(AttachError, match=r"^settings\.preparation: int8 weights cannot be set on MAGI-1"):
-        Magi1Attachment.prepare(None, EVERY["int8"])
-    with Magi1Attachment.prepare(None, Preparation()):
         pass
 
 
