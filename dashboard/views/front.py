@@ -11,7 +11,7 @@ import streamlit as st
 from calibrate.quality.metrics import metric_version
 from calibrate.results.promise_table import PromiseTable
 from calibrate.results.promises import told
-from calibrate.results.result import Result
+from calibrate.results.result import Result, told_preparation
 from calibrate.spec.score_floor import score_figure
 from dashboard.data import front
 from dashboard.page import POLICY, Page, select_trial, tiles
@@ -35,7 +35,7 @@ def show(page: Page) -> None:
     if result is not None:
         fastest = ": the fastest above the floors" if result.trial == page.best else " (selected)"
         kind = kind_remark(data, result)
-        st.markdown(f"##### Trial {result.trial}{f', {kind}' if kind else ''}{fastest}")
+        st.markdown(f"##### Trial {result.trial}{f', {plain(kind)}' if kind else ''}{fastest}")
         tiles(page, result)
     chart, side = st.columns([3, 1], gap="medium")
     with chart:
@@ -133,12 +133,15 @@ def _draw_table(page: Page) -> None:
     if line.empty:
         return
     st.markdown("#### The best trade-offs")
+    results = [page.data.results.get(trial) for trial in line["trial"]]
+    prepared = [told_preparation(result.preparation) if result else "" for result in results]
     decibel, factor = st.column_config.NumberColumn(format="%.1f dB"), st.column_config.NumberColumn(format="%.2fx")
     st.dataframe(
         pd.DataFrame(
             {
                 "trial": line["trial"],
                 "kind": [KINDS[kind] for kind in line["kind"]],
+                **({"set up": prepared} if page.data.study.search.prepares else {}),
                 "evaluations": line["speedup_evaluations"],
                 "denoising": line["speedup_denoise"],
                 "PSNR, mean": line["psnr_db"],
