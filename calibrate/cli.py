@@ -237,6 +237,8 @@ def _told_set_apart(set_apart: dict[str, Any]) -> str:
 
 
 def _status_table(state: dict[str, Any]) -> Table:
+    from calibrate.results.result import told_preparation
+
     table = Table("", "", show_header=False, title=f"Study {state['study']}")
     table.add_row(
         "candidates",
@@ -268,6 +270,12 @@ def _status_table(state: dict[str, Any]) -> Table:
             f"R2 {fit['r_squared']:.2f}, rank correlation {'none' if rank is None else f'{rank:.2f}'}, "
             f"{fit['pairs']} pairs from {fit['prompts']} prompts",
         )
+    for record in state["preparations"]:
+        speed = record["exact_speedup"]
+        told = record["dropped"] and f"dropped, {record['dropped']}"
+        table.add_row(
+            f"set up: {told_preparation(record['preparation'])}", told or f"searched; exact mode {speed:.2f}x as fast"
+        )
     table.add_row("profiles", "\n".join(record["path"] for record in state["profiles"]) or "none yet")
     table.add_row("run by", _told_driver(state["driver"]))
     table.add_row("failures", "\n".join(f"{count} x {reason}" for reason, count in state["failures"].items()) or "none")
@@ -298,6 +306,7 @@ def front(
 ) -> None:
     """List the best trade-offs between speed and quality that were measured so far."""
     from calibrate import overview
+    from calibrate.results.result import told_preparation
     from calibrate.session import open_session
 
     with _explained(), open_session(study, Narrator()) as session:
@@ -309,8 +318,18 @@ def front(
         return
     title = "Front" + (f" (PSNR: {results[0]['psnr']})" if results else "")
     scores = list(floors.scores)
+    paired = ["denoising faster", "set up"] if any(result["paired"] for result in results) else []
     table = Table(
-        "trial", "kind", "fewer evaluations", "PSNR dB", "worst prompt dB", "SSIM", *scores, "floors", title=title
+        "trial",
+        "kind",
+        "fewer evaluations",
+        *paired,
+        "PSNR dB",
+        "worst prompt dB",
+        "SSIM",
+        *scores,
+        "floors",
+        title=title,
     )
     for result in results:
         figures = result["figures"]
@@ -318,6 +337,7 @@ def front(
             str(result["trial"]),
             result["kind"],
             f"{result['speedup_evaluations']:.2f}x",
+            *([f"{result['speedup_denoise']:.2f}x", told_preparation(result["preparation"])] if paired else []),
             f"{figures['psnr_db']:.1f}",
             f"{figures['psnr_worst_prompt_db']:.1f}",
             f"{figures['ssim']:.3f}",
@@ -772,11 +792,13 @@ def _psnr_meaning(record: dict[str, Any]) -> str:
 
 
 def _describe(result: dict[str, Any]) -> str:
-    from calibrate.results.result import told_scores
+    from calibrate.results.result import told_preparation, told_scores
 
     figures = result["figures"]
+    time = f"{result['speedup_denoise']:.2f}x faster ({told_preparation(result['preparation'])}), "
     return (
         f"trial {result['trial']} ({result['kind']}): {result['speedup_evaluations']:.2f}x fewer evaluations, "
+        f"{time if result['paired'] else ''}"
         f"{figures['psnr_db']:.1f} dB, worst prompt {figures['psnr_worst_prompt_db']:.1f} dB{told_scores(figures)}"
     )
 

@@ -16,7 +16,7 @@ from calibrate.progress import Narrator
 from calibrate.quality.metrics import METRIC_VERSION, psnr_meaning
 from calibrate.results.promise_table import PromiseTable
 from calibrate.results.promises import NO_GUARANTEE
-from calibrate.results.result import CHANGE_MAPS, Result, fastest, front, of_metric, survey, with_policies
+from calibrate.results.result import CHANGE_MAPS, PREPARATIONS, Result, fastest, front, of_metric, survey, with_policies
 from calibrate.session import Session, open_session
 from calibrate.store import Store, masked_url
 from calibrate.store.lock import StudyLock
@@ -47,6 +47,7 @@ def status(session: Session) -> dict[str, Any]:
         "driver": _driver(store),
         "failures": store.failures(),
         "change_maps": change_maps(store),
+        "preparations": study_attribute(store.storage, study.name, PREPARATIONS) or [],
         "candidates": len(results),
         "budget_trials": study.budget.trials,
         "equivalents": store.equivalents(metric_version=METRIC_VERSION) / len(study.search_cases),

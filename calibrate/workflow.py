@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,13 @@ from calibrate.overview import change_maps, pareto_front
 from calibrate.pool.opening import open_pool
 from calibrate.pool.pool import Pool, Where, call
 from calibrate.progress import Narrator
+from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.quality.scores import Scores
 from calibrate.results.promises import promise_in, require_promise
 from calibrate.search.baselines import Baselines
 from calibrate.search.driver import Driver
 from calibrate.search.optuna_study import enqueue, open_optuna_study
+from calibrate.search.preparations import share, usable
 from calibrate.search.presence import keep_presence
 from calibrate.search.warm_start import first_candidates
 from calibrate.session import Session, open_session
@@ -40,7 +44,7 @@ from calibrate.store import CONTENT, Store, recorded
 from calibrate.store.lock import StudyLock
 from calibrate.study.study_file import StudyFile
 from calibrate.tracking import tracked
-from scope_runtime import Policy, Profile, ProfileError
+from scope_runtime import Policy, Preparation, Profile, ProfileError
 
 # What the export does beside generating: metrics, clip, plot.
 _EXPORT_OVERHEAD_SECONDS = 15.0
@@ -105,28 +109,26 @@ def _search(
     study, narrator = session.file.study, session.narrator
     optuna_study = open_optuna_study(store, create=True)
     cases = [*study.search_cases, *(study.fit_cases if study.search.learned else ())]
-    baselines = Baselines(pool, target, study.generation, store, study.cache_folder, narrator.say)
     narrator.say(f"Traces for replay, per prompt: {target.trace_size}")
-    narrator.stage("Baselines: stock and exact", len(cases))
-    made = {}
-    for baseline, reused in baselines.all(cases):
-        made[baseline.case] = baseline
-        timings = baseline.timings
-        narrator.advance(
-            f"{baseline.case.label}: stock {timings.stock_seconds:.1f} s, exact {timings.exact_seconds:.1f} s"
-            + (" (kept from before)" if reused else "")
+    prepared = usable(study, cases, store, optuna_study, pool, target, narrator)
+    minutes, stock_scores = study.budget.minutes, None
+    baselines = [baseline for entry in prepared for baseline in entry.made.values()]
+    reserve = test_seconds + _export_seconds(baselines, len(study.held_out_cases) + study.timing.max_repeats)
+    end = session.started + minutes * 60 - reserve if minutes else float("inf")
+    for number, entry in enumerate(prepared):
+        searched = {case: entry.made[case] for case in study.search_cases}
+        references = {case: baseline.reference(entry.baselines.path(case)) for case, baseline in searched.items()}
+        truth = Truth.of([entry.made[case] for case in study.fit_cases]) if study.search.learned else None
+        if stock_scores is None:
+            stock_scores = _stock_scores(session, entry.baselines, references)
+        own = open_optuna_study(store, create=False, preparation=entry.preparation)
+        driver = Driver(
+            study, store, lock, own, pool, searched, references, narrator, truth, stock_scores, entry.preparation
         )
-    searched = {case: made[case] for case in study.search_cases}
-    references = {case: baseline.reference(baselines.path(case)) for case, baseline in searched.items()}
-    truth = Truth.of([made[case] for case in study.fit_cases]) if study.search.learned else None
-    driver = Driver(
-        study, store, lock, optuna_study, pool, searched, references, narrator, truth,
-        _stock_scores(session, baselines, references),
-    )  # fmt: skip
-    _start_from(warm_start, driver, narrator)
-    minutes = study.budget.minutes
-    reserve = test_seconds + _export_seconds(list(made.values()), len(study.held_out_cases) + study.timing.max_repeats)
-    driver.run(session.started + minutes * 60 - reserve if minutes else float("inf"))
+        _start_from(warm_start, driver, narrator)
+        spent = store.equivalents(metric_version=METRIC_VERSION) / len(study.search_cases)
+        now = time.monotonic()
+        driver.run(now + (end - now) / (len(prepared) - number), share(study, spent, number, len(prepared)))
 
 
 def _start_from(policies: Sequence[Policy], driver: Driver, narrator: Narrator) -> None:
@@ -243,7 +245,9 @@ def verify(
     with open_pool(folder, spec, generation, Where(), narrator.say) as pool:
         target: Description = call(pool, Describe())
         profile.check_identity(target.identity)
-        if mismatches := profile.settings.mismatches(target.settings):
+        # What the profile asks for beyond how the model is loaded is set where it is measured.
+        loaded = replace(profile.settings, preparation=Preparation())
+        if mismatches := loaded.mismatches(target.settings):
             raise ProfileError("settings", f"the cases would run with other settings than calibrated: {mismatches[0]}")
         more = [case for case in further if case not in cases]
         measured = measure_held_out(pool, profile, [*cases, *more], scores, timing, generation.fps, narrator)

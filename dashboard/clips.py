@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.measure.clips import ClipShelf
-from calibrate.store import Generation
+from calibrate.store import PREPARATION, Generation
 from calibrate.study.study_file import Study
 
 
@@ -38,7 +38,7 @@ def clip_of(row: Generation, study: Study, allowed: Sequence[Path]) -> Path | No
     if not served(study.cache_folder, allowed):
         return None
     shelf = ClipShelf(study.clip_folder, study.clip_megabytes)
-    path = _resolved(shelf.path(row.policy or {}, row.prompt, row.seed))
+    path = _resolved(shelf.path(row.policy or {}, row.prompt, row.seed, row.settings.get(PREPARATION)))
     if path is None or not path.is_relative_to(os.path.realpath(study.cache_folder)) or not path.is_file():
         return None
     return path

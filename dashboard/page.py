@@ -115,7 +115,12 @@ def tiles(page: Page, result: Result) -> None:
             "fewer",
             "Block evaluations: stock's over this policy's; the same on any machine",
         ),
-        ("Denoising", f"{result.speedup_denoise:.2f}x", "faster", "Wall clock, not paired: a hint"),
+        (
+            "Denoising",
+            f"{result.speedup_denoise:.2f}x",
+            "faster",
+            "Wall clock beside stock, one prompt" if result.paired else "Wall clock, not paired: a hint",
+        ),
         (
             "PSNR, mean",
             f"{figures['psnr_db']:.1f} dB",
@@ -151,12 +156,13 @@ def sidebar(opened: Storage, heartbeat: tuple[Any, ...], names: list[str]) -> Pa
             "Speed-up in",
             list(SPEED),
             format_func=lambda key: SPEED[key].short,
-            default="speedup_evaluations",
+            default="speedup_denoise" if data.study.search.prepares else "speedup_evaluations",
             required=True,
             key="speed",
             bind="query-params",
-            help="Block evaluations do not depend on the machine. Wall clock is denoising time on the study's machine, "
-            "not paired, so only a hint; an export measures it paired.",
+            help="Block evaluations do not depend on the machine. Wall clock is denoising time on the study's machine: "
+            "beside stock where the study may set the pipeline up in other ways, else not paired, so only a hint; an "
+            "export measures it paired.",
         )
         measures = {**quality_measures(data.metric_version), **score_measures(data.study.floors)}
         quality = st.selectbox(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scope_runtime.identity import ModelIdentity
     from scope_runtime.indicator import MODULATED_INPUT, NOISE_LEVEL, ChangeMap
     from scope_runtime.policy import Decider, Mode, Policy, plan_of
+    from scope_runtime.preparation import Preparation, prepare
     from scope_runtime.profile import Profile
     from scope_runtime.report import Observation, PredictionError, Report
     from scope_runtime.schedule import Phase, Schedule
@@ -50,6 +51,7 @@ __all__ = [
     "Phase",
     "Policy",
     "PredictionError",
+    "Preparation",
     "Profile",
     "ProfileError",
     "ProfileMismatch",
@@ -64,6 +66,7 @@ __all__ = [
     "context_bytes",
     "exact",
     "plan_of",
+    "prepare",
     "run_policy",
 ]
 
@@ -86,6 +89,8 @@ _PLACES = {
     "Mode": "policy",
     "Policy": "policy",
     "plan_of": "policy",
+    "Preparation": "preparation",
+    "prepare": "preparation",
     "Profile": "profile",
     "Observation": "report",
     "PredictionError": "report",

@@ -90,7 +90,7 @@ def weights_digest(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
     for name, parameter in parameters:
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         try:
-            stored = [(part, tensor, _sample(tensor).cpu()) for part, tensor in _stored(name, parameter)]
+            stored = [(part, tensor, _sample(tensor).cpu()) for part, tensor in parts_of(name, parameter)]
         except Exception as error:  # whatever a foreign kind of tensor may raise
             raise ProfileError(
                 "model.weights",
@@ -105,14 +105,14 @@ def weights_digest(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _stored(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that hold the values of ``tensor``: itself, or those that a wrapper around tensors is made of."""
+def parts_of(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that hold the values of ``tensor``, by name: itself, or those that a wrapper is made of."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is None:
         yield name, tensor
         return
     for part in flatten()[0]:
-        yield from _stored(f"{name}.{part}", getattr(tensor, part))
+        yield from parts_of(f"{name}.{part}", getattr(tensor, part))
 
 
 def _sample(tensor: torch.Tensor) -> torch.Tensor:
@@ -216,7 +216,7 @@ class ModelState:
             parts[name] = tensor
             # A foreign kind of tensor may raise anything; that it is of another kind shows in its form.
             with contextlib.suppress(Exception):
-                for part, stored in _stored(name, tensor):
+                for part, stored in parts_of(name, tensor):
                     parts[part] = stored
                     if not readable or stored.is_meta:
                         continue

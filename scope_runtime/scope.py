@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from scope_runtime.context import ContextOptions
 from scope_runtime.engine import Pilot, Recorder
 from scope_runtime.errors import ProfileMismatch, ScopeWarning
 from scope_runtime.policy import Policy
+from scope_runtime.preparation import prepare as prepared
 from scope_runtime.profile import Profile
 from scope_runtime.report import Report
 from scope_runtime.settings import Settings
@@ -24,8 +26,9 @@ OnMismatch = Literal["exact", "raise"]
 class Scope:
     """An accelerated pipeline, until closed. Leaving the ``with`` block (or `close`) restores stock behaviour."""
 
-    def __init__(self, attachment: Attachment) -> None:
+    def __init__(self, attachment: Attachment, give_back: Callable[[], None] = lambda: None) -> None:
         self._attachment = attachment
+        self._give_back = give_back
 
     @property
     def report(self) -> Report:
@@ -45,6 +48,7 @@ class Scope:
     def close(self) -> None:
         """Gives the pipeline back as it was; harmless when called twice."""
         self._attachment.detach()
+        self._give_back()
 
     def __enter__(self) -> Scope:
         return self
@@ -60,6 +64,7 @@ def apply_scope(
     profile: Profile,
     *,
     on_mismatch: OnMismatch = "exact",
+    prepare: bool = False,
     offload_context: bool = False,
     max_context_bytes: int | None = None,
 ) -> Scope:
@@ -73,6 +78,9 @@ def apply_scope(
         on_mismatch: What to do when a call's settings are not the calibrated ones, or the model has been changed since
             attaching: run it ``"exact"`` (no skipping) with a `ScopeWarning` that says what differs, or ``"raise"``
             `ProfileMismatch`.
+        prepare: Set the pipeline up as the profile asks (attention backend, weights, compiled blocks; see
+            `scope_runtime.Preparation`), and give it back as it was on closing. Without it, what is not so is a setting
+            that is not the calibrated one.
         offload_context: Keep captured context in host memory; slower, exact.
         max_context_bytes: Refuse a generation whose context would take more, before it starts.
 
@@ -81,7 +89,7 @@ def apply_scope(
 
     Raises:
         ProfileMismatch: If the model is not the one the profile was calibrated on.
-        AttachError: If the pipeline cannot be accelerated as it stands.
+        AttachError: If the pipeline cannot be accelerated as it stands, or cannot be set up as the profile asks.
     """
     if on_mismatch not in ("exact", "raise"):
         raise ValueError(f"on_mismatch must be 'exact' or 'raise', not {on_mismatch!r}")
@@ -101,7 +109,15 @@ def apply_scope(
         return None, message
 
     context = ContextOptions(offload_context, max_context_bytes)
-    return Scope(adapter(pipe, policy_for, check=profile.check_model, context=context))
+    preparation = profile.settings.preparation
+    if not (prepare and preparation):
+        return Scope(adapter(pipe, policy_for, check=profile.check_model, context=context))
+    profile.check_model(pipe)
+    with ExitStack() as undo:
+        undo.enter_context(prepared(pipe, preparation))
+        # Checked as it was; from here on every generation is held to what the preparation made of it.
+        attachment = adapter(pipe, policy_for, check=lambda _: None, context=context)
+        return Scope(attachment, undo.pop_all().close)
 
 
 def run_policy(

@@ -11,6 +11,7 @@ from typing import Any
 from scope_runtime import _check
 from scope_runtime.errors import ProfileError, named, shown
 from scope_runtime.families import adapter_class
+from scope_runtime.preparation import MEND, Preparation
 
 _SIGMA_TOLERANCE = 1e-5
 
@@ -105,6 +106,7 @@ class Settings:
         last_num_frames: Frames of a long video's last window, where that one is shorter; None where it is not.
         lora_scale: What the call multiplies the scales of LoRA adapters by (``attention_kwargs={"scale": ...}``).
         options: Further arguments of the call that change the denoising, by name, where a family has such.
+        preparation: What the pipeline is set up with beyond how it was loaded, ``dtype`` being that of loading.
     """
 
     height: int
@@ -121,6 +123,7 @@ class Settings:
     lora_scale: float = 1.0
     last_num_frames: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    preparation: Preparation = field(default_factory=Preparation)
 
     def __post_init__(self) -> None:
         data = vars(self)
@@ -133,6 +136,8 @@ class Settings:
         _check.string(data, "dtype", "settings")
         if not isinstance(self.scheduler, Scheduler):
             raise ProfileError("settings.scheduler", f"must be a Scheduler, not {type(self.scheduler).__name__}")
+        if not isinstance(self.preparation, Preparation):
+            raise ProfileError("settings.preparation", f"must be a Preparation, not {type(self.preparation).__name__}")
         _check.plain_json(_check.mapping(self.options, "settings.options"), "settings.options")
         for key in ("prefix", "noised_prefix"):
             if not isinstance(data[key], bool):
@@ -151,9 +156,14 @@ class Settings:
             if isinstance(mine, Scheduler):
                 found += mine.mismatches(theirs)
                 continue
+            if isinstance(mine, Preparation):
+                found += mine.mismatches(theirs)
+                continue
             if f.name == "options":
                 found += _other_options(mine, theirs)
                 continue
+            if f.name == "dtype":
+                mine = self.preparation.dtype or mine
             # A profile for windowed video also fits its first window, which has no prefix.
             fits = theirs <= mine if isinstance(mine, bool) else theirs == mine
             if f.name == "num_frames":
@@ -162,7 +172,8 @@ class Settings:
                 mine = mine or self.num_frames
                 fits = theirs in (None, mine, self.num_frames)
             if not fits:
-                found.append(f"{f.name} is {theirs!r}, calibrated for {mine!r}")
+                mend = f" ({MEND})" if f.name == "dtype" and self.preparation.dtype else ""
+                found.append(f"{f.name} is {theirs!r}, calibrated for {mine!r}{mend}")
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,15 +182,21 @@ class Settings:
         data["scheduler"]["sigmas"] = list(self.scheduler.sigmas)
         if not self.options:
             del data["options"]  # families without any are written as they were before there were some
+        if not self.preparation:
+            del data["preparation"]  # nor did it exist
         return data
 
     @classmethod
     def from_dict(cls, data: Any) -> Settings:
         """Inverse of `to_dict`; every field must be there."""
         if isinstance(data, Mapping):
-            data = {"options": {}, **data}
+            data = {"options": {}, "preparation": Preparation().to_dict(), **data}
         known = _check.complete(data, [f.name for f in fields(cls)], "settings")
-        return cls(**{**known, "scheduler": Scheduler.from_dict(known["scheduler"])})
+        parts = {
+            "scheduler": Scheduler.from_dict(known["scheduler"]),
+            "preparation": Preparation.from_dict(known["preparation"]),
+        }
+        return cls(**{**known, **parts})
 
 
 def _other_options(calibrated: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from calibrate.display.measures import Measure
 from calibrate.progress import printable
 from calibrate.results.guarantee import cases_needed
 from calibrate.results.promise_table import Cell, PromiseTable
-from calibrate.results.result import LEARNED, THRESHOLDS, Kind, Result
+from calibrate.results.result import LEARNED, THRESHOLDS, Kind, Result, told_preparation
 from calibrate.spec.floors import Floors
 from calibrate.store import Generation
 from scope_runtime import Policy, ProfileError
@@ -193,8 +193,10 @@ def prompts(number: int, kind: str = "") -> str:
 
 
 def kind_remark(data: StudyData, result: Result) -> str:
-    """Of which kind a policy is; empty where a study holds thresholds alone."""
-    return "" if data.kinds == [THRESHOLDS] else KINDS[result.kind]
+    """Of which kind a policy is, where a study holds others than thresholds, and what its pipeline was set up with."""
+    kind = "" if data.kinds == [THRESHOLDS] else KINDS[result.kind]
+    prepared = told_preparation(result.preparation) if result.paired else ""
+    return ", ".join(filter(None, (kind, prepared)))
 
 
 def learned_policy(policy: Mapping[str, Any]) -> Policy | str:

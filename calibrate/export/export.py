@@ -27,13 +27,13 @@ from calibrate.report.page import page
 from calibrate.results.guarantee import Promise, Tried, cases_needed, passed_in_turn
 from calibrate.results.promise_table import PromiseTable
 from calibrate.results.promises import evidence_of
-from calibrate.results.result import Result, by_rule, find, load_results, of_metric, pick
+from calibrate.results.result import Result, by_rule, change_map_name, find, load_results, of_metric, pick
 from calibrate.spec.running import Export
 from calibrate.store import CONTENT, Generation, Store, portable_url, refuse_changes
 from calibrate.study.outputs import companions, require_profile_path
 from calibrate.study.promised import recorded_promises
 from calibrate.study.study_file import StudyFile
-from scope_runtime import Policy, Profile, ProfileError
+from scope_runtime import Policy, Preparation, Profile, ProfileError, Settings
 from scope_runtime.evidence import REQUIRED_EVIDENCE
 
 
@@ -235,10 +235,11 @@ class Exporter:
             "metrics": spread(pairs),
             "timing": measured.steadiness.to_dict(),
             "cases": [pair.figures() for pair in pairs],
-            "change_map": self.change_maps.get(picked.policy["indicator"]),
+            "change_map": self.change_maps.get(change_map_name(picked.policy["indicator"], picked.preparation)),
             "search": {
                 "n": picked.cases,
                 "speedup_evaluations": picked.speedup_evaluations,
+                **({"speedup_denoise": picked.speedup_denoise} if picked.paired else {}),
                 "metric_version": picked.metric_version,
                 **picked.figures,
             },
@@ -275,7 +276,7 @@ class Exporter:
         # The dashboard opens no path that its database names, so it gets a clip of its own.
         case = profile.evidence["worst_prompt"]
         shelf = ClipShelf(study.clip_folder, study.clip_megabytes)
-        shelf.keep(picked.policy, case["prompt"], case["seed"], lambda: clip_bytes)
+        shelf.keep(picked.policy, case["prompt"], case["seed"], lambda: clip_bytes, picked.preparation)
         write_atomically(beside.plot, plot_bytes)
         write_atomically(beside.report, page(of_study(self.store.storage, study, path, profile)))
         # The profile comes last: where it is, the rest is too.
@@ -326,7 +327,7 @@ class Exporter:
                 seconds_end_to_end=pair.scope_end_to_end,
                 metrics=pair.quality.to_dict(),
                 metric_version=METRIC_VERSION,
-                **shared,
+                **{**shared, "settings": _settings(target, picked).to_dict()},
             ),
             describe(pair.scope_report, pair.errors, pair.blocks),
         )
@@ -363,7 +364,13 @@ def _nothing_passed(table: PromiseTable, promise: Promise, asked: tuple[float, f
 def _draft(target: Description, picked: Result, cases: int) -> Profile:
     """The profile before its evidence is measured on so many cases."""
     unmeasured = dict.fromkeys(REQUIRED_EVIDENCE, 0) | {"n": cases}
-    return Profile(Policy.from_dict(picked.policy), target.settings, target.identity, unmeasured)
+    return Profile(Policy.from_dict(picked.policy), _settings(target, picked), target.identity, unmeasured)
+
+
+def _settings(target: Description, picked: Result) -> Settings:
+    """What a candidate ran with, as a profile asks for it."""
+    preparation = Preparation.from_dict(picked.preparation) if picked.preparation else Preparation()
+    return replace(target.settings, preparation=preparation)
 
 
 def _reread(profile: Profile) -> Profile:

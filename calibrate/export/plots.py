@@ -32,7 +32,8 @@ def front_plot(results: Sequence[Result], picked: Result, floors: Floors, title:
         axes.axhline(
             floors.psnr_db, color="#000000", linewidth=0.8, linestyle="--", label=f"floor {floors.psnr_db:g} dB"
         )
-    axes.set_xlabel("Speed-up (stock block evaluations / evaluations made)")
+    by = "seconds of denoising, stock / taken" if picked.paired else "stock block evaluations / evaluations made"
+    axes.set_xlabel(f"Speed-up ({by})")
     meaning = "" if picked.metric_version == METRIC_VERSION else f",\n{psnr_meaning(picked.metric_version)}"
     axes.set_ylabel(f"Mean PSNR on search prompts (dB){meaning}")
     axes.set_title(title)
@@ -44,4 +45,4 @@ def front_plot(results: Sequence[Result], picked: Result, floors: Floors, title:
 
 
 def _xy(results: Sequence[Result]) -> tuple[list[float], list[float]]:
-    return [r.speedup_evaluations for r in results], [r.figures["psnr_db"] for r in results]
+    return [r.speed for r in results], [r.figures["psnr_db"] for r in results]

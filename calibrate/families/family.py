@@ -62,11 +62,12 @@ class Family(ABC, Generic[Spec]):
             name: Its file's.
         """
         call = ",\n    ".join(f"{field}={value!r}" for field, value in self.call(settings).items())
+        prepare = ", prepare=True" if settings.preparation else ""
         return (
             "from scope_runtime import Profile, apply_scope\n\n"
             f"settings = dict(\n    {call},\n)\n"
             f'profile = Profile.load("{name}")\n'
-            "with apply_scope(pipe, profile) as scope:\n"
+            f"with apply_scope(pipe, profile{prepare}) as scope:\n"
             f"    video = pipe({self.brought}, **settings).frames\n"
             "print(scope.report)"
         )

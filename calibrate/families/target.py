@@ -23,8 +23,9 @@ from calibrate.quality.metrics import Frames, Span
 from calibrate.replay.trace import TraceSize
 from calibrate.spec.generation import Case, Generation
 from calibrate.store import CONTENT
-from scope_runtime import ModelIdentity, Policy, Report, Settings
+from scope_runtime import ModelIdentity, Policy, Preparation, Report, Settings, exact
 from scope_runtime.engine import Pilot
+from scope_runtime.preparation import prepare as prepared
 
 T = TypeVar("T")
 # Takes a row's number and the latents [batch, channels, latent frames, h, w] that it led to, those of its window.
@@ -130,6 +131,22 @@ class Target(ABC):
         if not self._warm:
             self.decode(self._generate_little(case))
             self._warm = True
+
+    def set_up(self, preparation: Preparation) -> AbstractContextManager[None]:
+        """Sets the pipeline up while the context lasts; see `scope_runtime.prepare`."""
+        return prepared(self.pipe, preparation)
+
+    def rehearse(self, case: Case, preparation: Preparation) -> None:
+        """Runs what is slow once in a pipeline that was set up just now, without taking its time.
+
+        Compiled blocks are compiled for what they meet, so that takes a whole generation.
+        """
+        if preparation.compiled:
+            with exact(self.pipe):
+                self.denoise(case)
+        elif preparation:
+            with exact(self.pipe):
+                self._generate_little(case)
 
     def encode(self, prompt: str) -> tuple[Any, ...]:
         """Text embeddings of the prompt and what goes with them (such as those of the negative prompt), once."""

@@ -20,13 +20,14 @@ import torch
 from safetensors.torch import save
 
 from calibrate.errors import CalibrateError
-from calibrate.families.target import Target
+from calibrate.families.target import Denoised, Target, first_line
 from calibrate.files import write_atomically
+from calibrate.measure import memory
 from calibrate.quality.metrics import Frames
 from calibrate.replay.change_scale import COLUMNS, Observations
 from calibrate.replay.trace import Trace, TraceRecorder
 from calibrate.spec.generation import Case
-from scope_runtime import Report, exact
+from scope_runtime import Preparation, Report, exact
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,12 @@ class MakeBaseline:
         case: Prompt and seed.
         traced: Whether a full-compute run is recorded as well; without one the baseline is a stock clip with times, and
             knows of no evaluations.
+        preparation: What the pipeline is set up with for the full-compute run; stock is stock.
     """
 
     case: Case
     traced: bool = True
+    preparation: Preparation = Preparation()  # noqa: RUF009 - frozen
 
     def __str__(self) -> str:
         return f"baseline: {self.case.label}"
@@ -121,6 +124,7 @@ class MakeBaseline:
 
         Raises:
             CalibrateError: If the stock pipeline's latents are not finite.
+            NotUsable: If the full-compute run fails or is not finite in a pipeline that was set up otherwise.
         """
         case = self.case
         target.warm_up(case)
@@ -128,9 +132,7 @@ class MakeBaseline:
         stock = target.denoise(case)
         exact_run, report, recorder = stock, Report(), TraceRecorder(target.generation.guidance_scale)
         if self.traced:
-            with exact(target.pipe, observe=True, recorder=recorder) as scope:
-                exact_run = target.denoise(case, after_row=recorder.after_row)
-            report = scope.report
+            exact_run, report = self._exact_run(target, recorder)
         frames, decode_seconds = target.decode(stock.latents)
         if not torch.isfinite(stock.latents).all():
             raise CalibrateError(
@@ -155,6 +157,26 @@ class MakeBaseline:
                 finished=datetime.now(UTC).isoformat(),
             ),
         )
+
+    def _exact_run(self, target: Target, recorder: TraceRecorder) -> tuple[Denoised, Report]:
+        try:
+            with target.set_up(self.preparation):
+                target.rehearse(self.case, self.preparation)
+                with exact(target.pipe, observe=True, recorder=recorder) as scope:
+                    denoised = target.denoise(self.case, after_row=recorder.after_row)
+        except Exception as error:
+            if not self.preparation:
+                raise
+            # Whatever a kernel or a compiler may raise: the pipeline as it was loaded goes on without it.
+            memory.release()
+            raise NotUsable(f"{type(error).__name__}: {first_line(error)}") from error
+        if self.preparation and not torch.isfinite(denoised.latents).all():
+            raise NotUsable("its latents are not finite")
+        return denoised, scope.report
+
+
+class NotUsable(CalibrateError):
+    """A pipeline that was set up otherwise cannot be used: says why."""
 
 
 def _to_array(report: Report) -> Observations:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,12 +21,12 @@ from calibrate.quality.metrics import METRIC_VERSION, Frames, Quality, at_best, 
 from calibrate.quality.score_figures import ClipScores
 from calibrate.quality.score_figures import at_best as scores_at_best
 from calibrate.quality.scores import Scores
-from calibrate.results.result import BLOCKS, MEMORY
+from calibrate.results.result import BLOCKS, MEMORY, PAIRED
 from calibrate.spec.floors import Floors
 from calibrate.spec.generation import Case
 from calibrate.spec.running import Score
 from calibrate.spec.score_floor import SCORES, stock_name
-from scope_runtime import Policy, run_policy
+from scope_runtime import Policy, Preparation, run_policy
 
 UNWANTED = "stopped early: another prompt has ended the candidate"
 """The reason of a generation that was ended because nobody waited for it any more."""
@@ -80,6 +81,8 @@ class Measure:
         scores: Those that floors are set on.
         stock_scores: Of the stock clip; see `calibrate.quality.score_figures`.
         other_scores: What the policy's clips of the other cases came to, or can still come to.
+        preparation: What the pipeline is set up with.
+        paired: Whether stock is timed once more beside it.
     """
 
     trial: int
@@ -93,6 +96,8 @@ class Measure:
     scores: tuple[Score, ...] = ()
     stock_scores: ClipScores = field(default_factory=dict)
     other_scores: tuple[ClipScores, ...] = ()
+    preparation: Preparation = Preparation()  # noqa: RUF009 - frozen
+    paired: bool = False
 
     def __str__(self) -> str:
         return f"candidate {self.trial}: {self.case.label}"
@@ -106,7 +111,7 @@ class Measure:
             "prompt": self.case.prompt,
             "seed": self.case.seed,
             "policy": self.policy.to_dict(),
-            "settings": target.settings.to_dict(),
+            "settings": replace(target.settings, preparation=self.preparation).to_dict(),
             "metric_version": METRIC_VERSION,
             "stock_seconds_denoise": stock.stock_seconds,
             "started": started,
@@ -114,8 +119,15 @@ class Measure:
         }
         hardware, versions = environment.hardware(target.device), environment.versions()
         try:
+            if self.paired:
+                target.warm_up(self.case)
+                fields["stock_seconds_denoise"] = target.denoise(self.case).seconds
             try:
-                with run_policy(target.pipe, self.policy) as scope:
+                with ExitStack() as held:
+                    held.enter_context(target.set_up(self.preparation))
+                    if self.paired:
+                        target.rehearse(self.case, self.preparation)
+                    scope = held.enter_context(run_policy(target.pipe, self.policy))
                     denoised = target.denoise(self.case, self._watch(target, stock, stopping))
                 frames, seconds_decode = target.decode(denoised.latents)
                 seconds_denoise = denoised.seconds
@@ -125,6 +137,7 @@ class Measure:
             reference, blocks = stock.frames[: len(frames)], target.block_spans(len(frames))
             metrics: dict[str, Any] = compare(reference, frames, blocks).to_dict()
             metrics[MEMORY] = target.memory_bytes(scope.report)
+            metrics |= {PAIRED: True} if self.paired else {}
             if self.scores and len(frames) == len(stock.frames):
                 metrics[SCORES] = self._scored(reference, frames, Quality.of(metrics), metrics[MEMORY])
         except Exception as error:

@@ -21,15 +21,23 @@ class ClipShelf:
         self.folder = folder
         self.max_bytes = int(max_megabytes * _MEGABYTE)
 
-    def path(self, policy: dict[str, Any], prompt: str, seed: int) -> Path:
-        """Where the clip of a policy (as JSON) on a case is, if it was kept."""
-        return self.folder / f"{policy_digest(policy)}-{digest({'prompt': prompt, 'seed': seed})}.mp4"
+    def path(self, policy: dict[str, Any], prompt: str, seed: int, preparation: dict[str, Any] | None = None) -> Path:
+        """Where the clip of a policy (as JSON, as what the pipeline is set up with) on a case is, if it was kept."""
+        case = digest({"prompt": prompt, "seed": seed})
+        return self.folder / f"{policy_digest(policy, preparation)}-{case}.mp4"
 
-    def keep(self, policy: dict[str, Any], prompt: str, seed: int, make: Callable[[], bytes]) -> None:
+    def keep(
+        self,
+        policy: dict[str, Any],
+        prompt: str,
+        seed: int,
+        make: Callable[[], bytes],
+        preparation: dict[str, Any] | None = None,
+    ) -> None:
         """Writes the clip that `make` gives, and drops the oldest ones for it where they would be too many."""
         if not self.max_bytes:
             return
-        write_atomically(self.path(policy, prompt, seed), make())
+        write_atomically(self.path(policy, prompt, seed, preparation), make())
         found = []
         for path in self.folder.glob("*.mp4"):
             # Another process may be making room at the same time.

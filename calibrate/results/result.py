@@ -16,19 +16,25 @@ from calibrate.quality.score_figures import score_figures
 from calibrate.spec.floors import Floors
 from calibrate.spec.running import Rule
 from calibrate.spec.score_floor import SCORES, is_score_mean, score_of
-from calibrate.store import Generation, Store
+from calibrate.store import PREPARATION, Generation, Store
 from calibrate.store.optuna_tables import RESULT, attributes_of, complete_attributes
+from scope_runtime import Preparation, ProfileError
 
 if TYPE_CHECKING:
     import optuna
 
 # The study's user attribute that holds how well each indicator's change map fits.
 CHANGE_MAPS = "change_maps"
+# The study's user attribute that holds what became of each preparation of the pipeline: `preparation` as JSON, the
+# `exact_speedup` of one case beside stock, and why it was `dropped`, or None.
+PREPARATIONS = "preparations"
 # User attribute that holds what replay expected of the trial's policy: `speedup_evaluations` and, under `figures`, a
 # part of a result's.
 ESTIMATE = "estimate"
 # The memory that a generation took, among its metrics.
 MEMORY = "memory_bytes"
+# Whether the stock clip was made once more beside a generation, for its time, among its metrics.
+PAIRED = "paired"
 # How many blocks the figures of a clip are of that was not finished, among its metrics.
 BLOCKS = "blocks"
 
@@ -46,13 +52,16 @@ class Result:
         trial: Optuna's trial number.
         policy: The policy, as JSON.
         speedup_evaluations: Stock block evaluations over the ones made.
-        speedup_denoise: Denoising seconds of the stored stock runs over the candidate's; not paired, so only a hint.
+        speedup_denoise: Denoising seconds of stock over the candidate's; where that is not `paired`, of stored stock
+            runs, so only a hint.
         figures: See `calibrate.quality.metrics.floor_figures`; of the scores that floors are set on, those of
             `calibrate.quality.score_figures`.
         cases: How many cases were measured.
         stopped: Why not all cases were measured, or None.
         metric_version: What the figures mean; see `quality.metrics.METRIC_VERSION`. Results of different versions
             are never compared.
+        preparation: What the pipeline was set up with beyond how it was loaded, as JSON; None for nothing.
+        paired: Whether stock and candidate were timed beside each other, as where the pipeline may be set up otherwise.
     """
 
     trial: int
@@ -63,18 +72,25 @@ class Result:
     cases: int
     stopped: str | None
     metric_version: int = METRIC_VERSION
+    preparation: dict[str, Any] | None = None
+    paired: bool = False
 
     @classmethod
     def of(cls, trial: int, policy: dict[str, Any], rows: Sequence[Generation], stopped: str | None) -> Self:
         """Sums up the complete generations of one policy, at least one."""
+        timed = [row for row in rows if (row.metrics or {}).get(PAIRED)]
         return cls(
             trial=trial,
             policy=policy,
             speedup_evaluations=_ratio([row.stock_evaluations for row in rows], [row.evaluations for row in rows]),
-            speedup_denoise=_ratio([row.stock_seconds_denoise for row in rows], [row.seconds_denoise for row in rows]),
+            speedup_denoise=_ratio(
+                [row.stock_seconds_denoise for row in timed or rows], [row.seconds_denoise for row in timed or rows]
+            ),
             figures=_figures([row.metrics or {} for row in rows]),
             cases=len(rows),
             stopped=stopped,
+            preparation=rows[0].settings.get(PREPARATION),
+            paired=bool(timed),
         )
 
     @classmethod
@@ -87,6 +103,11 @@ class Result:
         return dataclasses.asdict(self)
 
     @property
+    def speed(self) -> float:
+        """What it is ranked by: evaluations, or the time of denoising, where the pipeline may be set up otherwise."""
+        return self.speedup_denoise if self.paired else self.speedup_evaluations
+
+    @property
     def kind(self) -> Kind:
         """What decides when blocks are computed: thresholds, or a plan with learned weights."""
         return LEARNED if self.policy.get("gap_weights") else THRESHOLDS
@@ -97,10 +118,14 @@ class Result:
 
     def __str__(self) -> str:
         return (
-            f"{self.speedup_evaluations:.2f}x fewer evaluations at {self.figures['psnr_db']:.1f} dB "
+            f"{self.speedup_evaluations:.2f}x fewer evaluations{self._told_time} at {self.figures['psnr_db']:.1f} dB "
             f"(worst prompt {self.figures['psnr_worst_prompt_db']:.1f} dB{told_scores(self.figures)})"
             + ("" if self.metric_version == METRIC_VERSION else f", {psnr_meaning(self.metric_version)}")
         )
+
+    @property
+    def _told_time(self) -> str:
+        return f", {self.speedup_denoise:.2f}x faster ({told_preparation(self.preparation)})" if self.paired else ""
 
 
 def _figures(measured: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -108,6 +133,19 @@ def _figures(measured: Sequence[dict[str, Any]]) -> dict[str, float]:
     qualities = [Quality.of(metrics) for metrics in measured]
     memory = {MEMORY: max(metrics[MEMORY] for metrics in measured)} if MEMORY in measured[0] else {}
     return floor_figures(qualities) | memory | score_figures([metrics.get(SCORES, {}) for metrics in measured])
+
+
+def told_preparation(preparation: Mapping[str, Any] | None) -> str:
+    """What a pipeline was set up with, as a record has it, in words."""
+    try:
+        return str(Preparation() if preparation is None else Preparation.from_dict(preparation))
+    except ProfileError:
+        return "in a way that cannot be read"
+
+
+def change_map_name(indicator: str, preparation: Mapping[str, Any] | None) -> str:
+    """The name under which `CHANGE_MAPS` says how well an indicator's map fits, of a pipeline that is set up so."""
+    return indicator if preparation is None else f"{indicator}, {told_preparation(preparation)}"
 
 
 def told_scores(figures: Mapping[str, float]) -> str:
@@ -161,7 +199,7 @@ def _distinct(found: Iterable[dict[str, Any]]) -> list[Result]:
 
 def front(results: Sequence[Result]) -> list[Result]:
     """The results, all of one metric version, that no other one beats in both speed-up and mean PSNR, fastest first."""
-    speed = np.array([result.speedup_evaluations for result in results])
+    speed = np.array([result.speed for result in results])
     quality = np.array([result.figures["psnr_db"] for result in results])
     return [results[index] for index in front_indices(speed, quality)]
 
@@ -182,12 +220,12 @@ def front_indices(speed: NDArray[np.float64], quality: NDArray[np.float64]) -> N
 
 
 def fastest_feasible(results: Sequence[Result], floors: Floors) -> Result | None:
-    """The feasible result with the fewest evaluations; of equals the one whose worst prompt is better."""
+    """The fastest feasible result (see `Result.speed`); of equals the one whose worst prompt is better."""
     return fastest([result for result in results if result.feasible(floors)])
 
 
 def fastest(results: Sequence[Result]) -> Result | None:
-    """The result with the fewest evaluations; of equals the one whose worst prompt is better."""
+    """The fastest result (see `Result.speed`); of equals the one whose worst prompt is better."""
     return max(results, key=_speed_then_quality, default=None)
 
 
@@ -199,7 +237,7 @@ def pick(results: Sequence[Result], floors: Floors, rule: Rule, min_speedup: flo
         floors: Quality that must hold, with its safety margin.
         rule: `fastest` above the floors; `best-quality` above `min_speedup`; `knee`: the point of the feasible front
             that lies farthest from the line between its ends.
-        min_speedup: In evaluations; with any rule, slower results are left out.
+        min_speedup: As `Result.speed` has it; with any rule, slower results are left out.
 
     Raises:
         CalibrateError: If no result qualifies; says how close the search came.
@@ -207,10 +245,10 @@ def pick(results: Sequence[Result], floors: Floors, rule: Rule, min_speedup: flo
     feasible = [result for result in results if result.feasible(floors)]
     if not feasible:
         raise CalibrateError(f"floors: {_closest(results, floors)}")
-    fast_enough = [result for result in feasible if result.speedup_evaluations >= (min_speedup or 0.0)]
+    fast_enough = [result for result in feasible if result.speed >= (min_speedup or 0.0)]
     if not fast_enough:
         fastest = max(feasible, key=_speed_then_quality)
-        below = [r for r in results if r.stopped is None and r.speedup_evaluations >= (min_speedup or 0.0)]
+        below = [r for r in results if r.stopped is None and r.speed >= (min_speedup or 0.0)]
         best = max(below, key=lambda r: r.figures["psnr_db"], default=None)
         above = f", above them{floors.with_margin}" if floors.with_margin else ""
         raise CalibrateError(
@@ -227,7 +265,7 @@ def by_rule(results: Sequence[Result], rule: Rule) -> Result:
     if rule == "fastest":
         return max(results, key=_speed_then_quality)
     if rule == "best-quality":
-        return max(results, key=lambda r: (r.figures["psnr_db"], r.speedup_evaluations))
+        return max(results, key=lambda r: (r.figures["psnr_db"], r.speed))
     return _knee(front(results))
 
 
@@ -269,11 +307,11 @@ def _misses(result: Result, floors: Floors) -> str:
 
 
 def _speed_then_quality(result: Result) -> tuple[float, float]:
-    return result.speedup_evaluations, result.figures["psnr_worst_prompt_db"]
+    return result.speed, result.figures["psnr_worst_prompt_db"]
 
 
 def _knee(points: Sequence[Result]) -> Result:
-    xy = np.array([[r.speedup_evaluations, r.figures["psnr_db"]] for r in points])
+    xy = np.array([[r.speed, r.figures["psnr_db"]] for r in points])
     span = np.ptp(xy, axis=0)
     if len(points) < 3 or (span == 0).any():
         return points[0]

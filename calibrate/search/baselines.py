@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ from calibrate.search.presence import keep_presence
 from calibrate.spec.generation import Case
 from calibrate.spec.generation import Generation as Settings
 from calibrate.spec.running import Score
-from calibrate.store import Generation, Store
+from calibrate.store import PREPARATION, Generation, Store
+from scope_runtime import Preparation
 
 
 class Baselines:
@@ -35,10 +37,12 @@ class Baselines:
         folder: Path,
         told: Callable[[str], None],
         kinds: tuple[str, ...] = ("stock", "exact"),
+        preparation: Preparation = Preparation(),
     ) -> None:
         """Keeps the files in `folder` and the records in `store`, where the runs of a case are of these `kinds`.
 
-        With one kind there are no full-compute runs. `told` hears of files that are damaged.
+        With one kind there are no full-compute runs. `told` hears of files that are damaged. Full-compute
+        runs are those of a pipeline that is set up with the `preparation`; stock is stock, timed beside each.
         """
         self._pool = pool
         self._target = target
@@ -48,13 +52,15 @@ class Baselines:
         self._told = told
         self._kinds = kinds
         self._traced = len(kinds) > 1
+        self._preparation = preparation
+        self._settings = replace(target.settings, preparation=preparation)
 
     def path(self, case: Case) -> Path:
         """The file of a case, by everything that its content depends on."""
         key = digest(
             {
                 "model": self._target.model,
-                "settings": self._target.settings.to_dict(),
+                "settings": self._settings.to_dict(),
                 "generation": self._generation.model_dump(mode="json"),
                 "case": case.content,
                 "device": self._target.device,
@@ -71,6 +77,7 @@ class Baselines:
 
         Raises:
             CalibrateError: If processes die over a case again and again.
+            NotUsable: If the pipeline cannot be set up with the preparation.
         """
         made = 0
         for case in cases:
@@ -82,7 +89,7 @@ class Baselines:
                 continue
             if path.exists():
                 self._told(f"The baseline in {path} is damaged; it is made anew.")
-            self._pool.submit(MakeBaseline(case, self._traced))
+            self._pool.submit(MakeBaseline(case, self._traced, self._preparation))
             made += 1
         deaths = dict.fromkeys(cases, 0)
         while made:
@@ -123,7 +130,9 @@ class Baselines:
         stock = timings.stock_seconds, timings.stock_evaluations if self._traced else None
         of_exact = timings.exact_seconds, timings.exact_evaluations
         for number, (kind, (seconds, evaluations)) in enumerate(zip(self._kinds, (stock, of_exact), strict=False)):
-            if self._store.measured(kind, None, baseline.case.prompt, baseline.case.seed):
+            settings = self._settings.to_dict()
+            preparation = settings.get(PREPARATION)
+            if self._store.measured(kind, None, baseline.case.prompt, baseline.case.seed, preparation=preparation):
                 continue
             self._store.record(
                 Generation(
@@ -131,7 +140,7 @@ class Baselines:
                     environment_id=self._store.environment(self._target.hardware, self._target.versions),
                     prompt=baseline.case.prompt,
                     seed=baseline.case.seed,
-                    settings=self._target.settings.to_dict(),
+                    settings=settings,
                     evaluations=evaluations,
                     stock_evaluations=timings.stock_evaluations if self._traced else None,
                     seconds_denoise=seconds,

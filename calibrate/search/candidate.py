@@ -21,7 +21,7 @@ from calibrate.spec.generation import Case
 from calibrate.spec.running import Score
 from calibrate.spec.score_floor import SCORES
 from calibrate.store import Generation
-from scope_runtime import Policy
+from scope_runtime import Policy, Preparation
 
 
 @dataclass
@@ -42,6 +42,8 @@ class Candidate:
         seconds: What its generations took, one after the other.
         scores: Those that floors are set on.
         stock_scores: Of the stock clips, by case; see `calibrate.quality.score_figures`.
+        preparation: What the pipeline is set up with.
+        paired: Whether stock is timed beside it, on its first case: denoising takes as long for every prompt.
     """
 
     trial: optuna.Trial
@@ -57,6 +59,8 @@ class Candidate:
     seconds: float = 0.0
     scores: tuple[Score, ...] = ()
     stock_scores: Mapping[Case, ClipScores] = field(default_factory=dict)
+    preparation: Preparation = field(default_factory=Preparation)
+    paired: bool = False
 
     def next_case(self) -> Case | None:
         """The first case that is neither measured nor being measured; None if there is none, or none is needed."""
@@ -78,6 +82,7 @@ class Candidate:
             self.trial.number, self.policy, case, self.floors, others, len(self.cases), fps, reference=reference,
             scores=self.scores, stock_scores=self.stock_scores.get(case, {}),
             other_scores=tuple(self._scores(other) for other in self.cases if other != case),
+            preparation=self.preparation, paired=self.paired and case == self.cases[0],
         )  # fmt: skip
 
     def take(self, case: Case, row: Generation, stock_evaluations: int) -> None:

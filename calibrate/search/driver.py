@@ -31,6 +31,7 @@ from calibrate.results.result import (
     ESTIMATE,
     RESULT,
     Result,
+    change_map_name,
     fastest_feasible,
     of_metric,
     results_of,
@@ -55,11 +56,12 @@ from calibrate.search.replay_sampler import Measured, ReplaySampler
 from calibrate.search.space import Space
 from calibrate.spec.floors import Floors
 from calibrate.spec.generation import Case
+from calibrate.spec.running import Budget
 from calibrate.spec.score_floor import SCORES
-from calibrate.store import CANDIDATE, DatabaseFailed, Generation, Store
+from calibrate.store import CANDIDATE, PREPARATION, DatabaseFailed, Generation, Store
 from calibrate.store.lock import StudyLock
 from calibrate.study.study_file import Study
-from scope_runtime import Policy
+from scope_runtime import Policy, Preparation
 
 
 class Driver:
@@ -77,6 +79,7 @@ class Driver:
         narrator: Narrator,
         truth: Truth | None = None,
         stock_scores: Mapping[Case, ClipScores] | None = None,
+        preparation: Preparation = Preparation(),
     ) -> None:
         """Prepares the search.
 
@@ -91,6 +94,7 @@ class Driver:
             narrator: Told of every candidate.
             truth: What weights are fitted to, where the study asks for learned ones.
             stock_scores: Of the stock clips, where floors are set on scores; see `calibrate.quality.score_figures`.
+            preparation: What the pipeline is set up with for all candidates; the baselines are of the same.
         """
         self.study = study
         self.store = store
@@ -102,23 +106,27 @@ class Driver:
         self.narrator = narrator
         self.truth = truth
         self.stock_scores = stock_scores or {}
+        self.preparation = preparation
         self.space = Space(study.search, [baseline.observations for baseline in baselines.values()])
         self.plans = self._plans()
         self.clips = ClipShelf(study.clip_folder, study.clip_megabytes)
         self.candidates: list[Candidate] = []
         self._jobs: dict[Measure | FitWeights, Candidate] = {}
 
-    def run(self, deadline: float) -> None:
+    def run(self, deadline: float, budget: Budget | None = None) -> None:
         """Searches until the budget is spent.
 
         Args:
             deadline: Value of `time.monotonic` by which the last candidate should be done.
+            budget: What may be spent of the study's; all of it by default.
         """
+        budget = budget or self.study.budget
         timings = {case: baseline.timings for case, baseline in self.baselines.items()}
-        self.allowance = Allowance(self.study.budget, self.store, timings, self.pool.size, deadline)
+        self.allowance = Allowance(budget, self.store, timings, self.pool.size, deadline)
         with quiet_optuna():
             measured, _ = count(self.optuna_study)
-            self.narrator.stage("Candidates", self.study.budget.trials, measured)
+            told = f", {self.preparation}" if self.study.search.prepares else ""
+            self.narrator.stage(f"Candidates{told}", budget.trials, measured)
             self._keep_change_maps()
             self._keep_scores()
             # The seed moves on with the trials: none must draw what an earlier process has drawn.
@@ -218,7 +226,8 @@ class Driver:
         candidate = Candidate(
             trial, policy, self.study.search_cases, self.study.floors,
             deaths=Deaths(trial.user_attrs.get(DEATHS, 0)), plan=plan,
-            scores=self.study.floor_scores, stock_scores=self.stock_scores,
+            scores=self.study.floor_scores, stock_scores=self.stock_scores, preparation=self.preparation,
+            paired=self.study.search.prepares,
         )  # fmt: skip
         if ESTIMATE not in trial.user_attrs and EXTRAS not in trial.user_attrs:
             self._keep_estimate(trial, policy)
@@ -309,7 +318,8 @@ class Driver:
         if measurement.clip is not None:
             # Only now: a full disk must not cost the measurement.
             clip = measurement.clip
-            self.clips.keep(candidate.policy.to_dict(), case.prompt, case.seed, lambda: clip)
+            about = candidate.policy.to_dict(), case.prompt, case.seed
+            self.clips.keep(*about, lambda: clip, recorded.settings.get(PREPARATION))
         return recorded
 
     def _finish(self, candidate: Candidate) -> None:
@@ -359,14 +369,23 @@ class Driver:
                     candidate.trial.set_user_attr(DEATHS, candidate.deaths.count)
 
     def _measured_before(self, policy: Policy, case: Case) -> Generation | None:
-        return self.store.measured(CANDIDATE, policy.to_dict(), case.prompt, case.seed, metric_version=METRIC_VERSION)
+        return self.store.measured(
+            CANDIDATE, policy.to_dict(), case.prompt, case.seed,
+            metric_version=METRIC_VERSION, preparation=self._recorded_preparation,
+        )  # fmt: skip
+
+    @property
+    def _recorded_preparation(self) -> dict[str, Any] | None:
+        return self.preparation.to_dict() if self.preparation else None
 
     def _keep_change_maps(self) -> None:
         for indicator, scale in self.space.scales.items():
             self.narrator.say(f"Change map of {indicator}: {scale.fit_quality}")
-        self.optuna_study.set_user_attr(
-            CHANGE_MAPS, {indicator: scale.fit_quality.to_dict() for indicator, scale in self.space.scales.items()}
-        )
+        fits = {
+            change_map_name(indicator, self._recorded_preparation): scale.fit_quality.to_dict()
+            for indicator, scale in self.space.scales.items()
+        }
+        self.optuna_study.set_user_attr(CHANGE_MAPS, {**self.optuna_study.user_attrs.get(CHANGE_MAPS, {}), **fits})
 
     def _keep_scores(self) -> None:
         """Writes down what scores are measured by.
@@ -426,7 +445,7 @@ class Driver:
         return [
             Measured(Policy.from_dict(row.policy), numbers[row.prompt, row.seed], _figures(row.metrics or {}))
             for row in self.store.complete(CANDIDATE, metric_version=METRIC_VERSION)
-            if not (row.policy or {}).get("gap_weights")
+            if not (row.policy or {}).get("gap_weights") and row.settings.get(PREPARATION) == self._recorded_preparation
         ]
 
     def _keep_estimate(self, trial: optuna.Trial, policy: Policy) -> None:
@@ -448,7 +467,7 @@ class Driver:
         told = (
             f"none above the floors{self.study.floors.with_margin}"
             if best is None
-            else f"best {best.speedup_evaluations:.2f}x, {best.figures['psnr_db']:.1f} dB"
+            else f"best {best.speed:.2f}x, {best.figures['psnr_db']:.1f} dB"
         )
         return f"{spent} full generations spent, {told}"
 

@@ -13,14 +13,15 @@ from calibrate.quality.metrics import METRIC_VERSION, metric_version
 from calibrate.results.result import RESULT, Result
 from calibrate.search.plans import EXTRAS
 from calibrate.search.quiet import quiet_optuna
-from calibrate.store import Store
+from calibrate.store import PREPARATION, Store
 from calibrate.store.optuna_storage import open_optuna
 from calibrate.store.optuna_tables import OBJECTIVES
-from scope_runtime import Policy
+from scope_runtime import Policy, Preparation
 
 # User attributes of trials, beside `RESULT`: why a candidate failed; the trial whose candidate this one repeats; how
 # many processes will have died over it if the one that measures it dies now.
 FAILURE, REPEATED, DEATHS = "failure", "repeated", "deaths"
+# And what the pipeline is set up with, where that is anything: `calibrate.store.PREPARATION`.
 
 PROPOSED = "replay:proposed"
 """System attribute of a trial that holds what the sampler proposed, before its parameters are all known."""
@@ -29,13 +30,44 @@ PROPOSED = "replay:proposed"
 class ComparableTrials(optuna.Study):
     """Optuna's study without the complete trials whose figures have another metric version.
 
-    They stay in the database; but counting, sampling and looking for repeats go by trials that can be compared.
+    They stay in the database; but counting, sampling and looking for repeats go by trials that can be compared. Those
+    of a pipeline that is set up in another way are left out too.
+
+    Attributes:
+        preparation: What the pipeline of its trials is set up with, as JSON; None for nothing.
     """
+
+    preparation: dict[str, Any] | None = None
+
+    def ask(self, *args: Any, **more: Any) -> optuna.Trial:
+        """A trial for the pipeline that is set up so."""
+        trial = super().ask(*args, **more)
+        if self.preparation is not None:
+            trial.set_user_attr(PREPARATION, self.preparation)
+        return trial
+
+    def enqueue_trial(
+        self, params: dict[str, Any], user_attrs: dict[str, Any] | None = None, skip_if_exists: bool = False
+    ) -> None:
+        """Queues a trial for the pipeline that is set up so."""
+        own = {} if self.preparation is None else {PREPARATION: self.preparation}
+        super().enqueue_trial(params, {**(user_attrs or {}), **own}, skip_if_exists)
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        return [trial for trial in super()._get_trials(deepcopy, states, use_cache) if not _measured_otherwise(trial)]
+        found = super()._get_trials(deepcopy, states, use_cache)
+        return [trial for trial in found if self._is_own(trial) and not _measured_otherwise(trial)]
+
+    def _is_own(self, trial: FrozenTrial) -> bool:
+        return trial.user_attrs.get(PREPARATION) == self.preparation
+
+    def _pop_waiting_trial_id(self) -> int | None:
+        """As Optuna's, of its own trials alone; one process drives a study, so nobody else takes them."""
+        for trial in self._storage.get_all_trials(self._study_id, deepcopy=False, states=(TrialState.WAITING,)):
+            if self._is_own(trial) and self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                return trial._trial_id
+        return None
 
 
 def _measured_otherwise(trial: FrozenTrial) -> bool:
@@ -46,12 +78,13 @@ def _measured_otherwise(trial: FrozenTrial) -> bool:
     )
 
 
-def open_optuna_study(store: Store, *, create: bool) -> optuna.Study:
+def open_optuna_study(store: Store, *, create: bool, preparation: Preparation = Preparation()) -> optuna.Study:
     """Optuna's study of the same name in the same database, with the trials that can be compared.
 
     Args:
         store: Our records of the study.
         create: Whether to make it if it is not there.
+        preparation: What the pipeline of its trials is set up with: those of another are left out.
 
     Raises:
         CalibrateError: If it is not there and must not be made.
@@ -68,11 +101,13 @@ def open_optuna_study(store: Store, *, create: bool) -> optuna.Study:
             if study.metric_names is None:
                 study.set_metric_names(list(OBJECTIVES))
         try:
-            return ComparableTrials(study_name=store.study.name, storage=storage)
+            opened = ComparableTrials(study_name=store.study.name, storage=storage)
         except KeyError as error:
             raise CalibrateError(
                 f"name: study {store.study.name!r} has hardly been started; continue it with `scope-calibrate run`."
             ) from error
+    opened.preparation = preparation.to_dict() if preparation else None
+    return opened
 
 
 def plain_sampler(seed: int) -> optuna.samplers.BaseSampler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -11,9 +12,15 @@ from pydantic import (
 )
 
 from calibrate.spec.strict import FloatRange, IntRange, Strict
-from scope_runtime import Policy, ProfileError
+from scope_runtime import Policy, Preparation, ProfileError
 
 Axis = Literal["noise-level", "step"]
+# Those that a profile may ask for: `scope_runtime.preparation.ATTENTION_BACKENDS` and `WEIGHTS`.
+Backend = Literal[
+    "native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math", "flex", "flash", "_flash_3",
+    "sage", "xformers",
+]  # fmt: skip
+Weights = Literal["bfloat16", "int8", "float8", "dynamic-int8"]
 
 
 class Quantiles(FloatRange):
@@ -88,6 +95,9 @@ class SearchSpace(Strict):
     periodic schedules that every study begins with; with as many as `budget.trials` the study consists of them.
     With `learned`, plans with learned weights are tried beside them. With `first_window`, a video's first window has a
     warm-up and a longest skip of its own, for families that make videos chunk by chunk.
+    `attention_backend`, `weights` and `compile` change the pipeline in place of the policy (null: as it was loaded).
+    All combinations of them are searched, each with traces of its own; those that do not load, or that are slower than
+    the first one, are dropped after one case. With such a choice, speed is the time of denoising, beside stock.
     `method` may change while a study lasts: `replay` screens candidates on recorded traces and runs the promising ones,
     `plain` draws them from the results of real runs alone.
     """
@@ -115,6 +125,9 @@ class SearchSpace(Strict):
     candidates: Annotated[list[Candidate], Field(min_length=1)] | None = None
     learned: Learned | None = None
     first_window: FirstWindow | None = None
+    attention_backend: Annotated[list[Backend | None], Field(min_length=1)] = [None]
+    weights: Annotated[list[Weights | None], Field(min_length=1)] = [None]
+    compile: Annotated[list[bool], Field(min_length=1)] = [False]
 
     @model_validator(mode="after")
     def _policies_allow(self) -> Self:
@@ -143,6 +156,17 @@ class SearchSpace(Strict):
                         f"candidates.{number}.{name} is {value!r}, which search.{name} does not allow{of_order}"
                     )
         return self
+
+    @property
+    def preparations(self) -> list[Preparation]:
+        """What the pipeline may be set up with, the one that the others must not be slower than first."""
+        choices = product(self.attention_backend, self.weights, self.compile)
+        return list(dict.fromkeys(Preparation(*choice) for choice in choices))
+
+    @property
+    def prepares(self) -> bool:
+        """Whether the pipeline may be set up in another way than it is loaded."""
+        return any(self.preparations)
 
     @property
     def first_order(self) -> int:

@@ -181,11 +181,16 @@ def means_by_kind(storage: Storage, study_id: int) -> dict[str, Means]:
 
 
 def measurements(
-    storage: Storage, study_id: int, policy: dict[str, Any], metric_version: int | None = None
+    storage: Storage,
+    study_id: int,
+    policy: dict[str, Any],
+    metric_version: int | None = None,
+    preparation: dict[str, Any] | None = None,
 ) -> list[tuple[Generation, dict[str, Any]]]:
     """The complete generations under a policy, each with its detail (empty if none was kept).
 
-    If a version of the quality figures is given, those that were measured by another one are left out.
+    If a version of the quality figures is given, those that were measured by another one are left out. Those under
+    another `preparation` of the pipeline are.
 
     Those of the search cases come first, then those of the held-out cases, in the order in which they were made.
     """
@@ -195,7 +200,7 @@ def measurements(
             Generation.study_id == study_id,
             Generation.state == "complete",
             Generation.kind.in_((CANDIDATE, "held_out_scope")),
-            Generation.policy_digest == policy_digest(policy),
+            Generation.policy_digest == policy_digest(policy, preparation),
             *measured_by(metric_version),
         )
         .order_by(Generation.kind, Generation.id)

@@ -63,7 +63,8 @@ class Generation(Base):
 
     `kind` is `stock` or `exact` for full-compute runs of a search or fit case, `fit` for a run that weights were fitted
     in, `candidate` for a policy on a search case, `guarantee` for one on a guarantee case, `guarantee_stock` for stock
-    runs of these, and `held_out_stock`, `held_out_exact` and `held_out_scope` for the paired runs of an export.
+    runs of these, `paired_stock` for a stock run beside a pipeline that is set up otherwise, and
+    `held_out_stock`, `held_out_exact` and `held_out_scope` for the paired runs of an export.
 
     `metric_version` is that of `calibrate.quality.metrics` for the figures in `metrics`, and 0 where there are none.
     """

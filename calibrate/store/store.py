@@ -23,14 +23,25 @@ FULL_COMPUTE = "full-compute"
 CANDIDATE = "candidate"
 GUARANTEE = "guarantee"
 GUARANTEE_STOCK = "guarantee_stock"
+# Stock clips that were made once more beside a pipeline that is set up otherwise, for their time.
+PAIRED_STOCK = "paired_stock"
 # What tells generations apart, beside the times at which they ran.
 _NAMED_BY = ("study_id", "kind", "policy_digest", "prompt_digest", "seed", "state")
+PREPARATION = "preparation"
+"""Under this name settings say what the pipeline was set up with; see `scope_runtime.Preparation`."""
 CONTENT = "content"
 """Under this name a study's model says what its parts are, by digests; before, it had one digest, of file names too."""
 
 
-def policy_digest(policy: dict[str, Any] | None) -> str:
-    """The name under which a policy's measurements are found again; None is full computation."""
+def policy_digest(policy: dict[str, Any] | None, preparation: dict[str, Any] | None = None) -> str:
+    """The name under which a policy's measurements are found again.
+
+    Args:
+        policy: As JSON; None is full computation.
+        preparation: What the pipeline was set up with beyond how it was loaded, as its settings have it.
+    """
+    if preparation is not None:
+        return digest({"policy": policy, "preparation": preparation})
     return FULL_COMPUTE if policy is None else digest(policy)
 
 
@@ -129,7 +140,7 @@ class Store:
     def add(self, generation: Generation, detail: dict[str, Any] | None = None) -> Generation:
         """Records a generation of this study, with its digests filled in, and what is drawn of it, if anything."""
         generation.study_id = self.study.id
-        generation.policy_digest = policy_digest(generation.policy)
+        generation.policy_digest = policy_digest(generation.policy, (generation.settings or {}).get(PREPARATION))
         generation.prompt_digest = digest(generation.prompt)
         generation.reason = None if generation.reason is None else _storable(generation.reason)
         names = [column.key for column in Generation.__mapper__.column_attrs if column.key != "id"]
@@ -170,6 +181,7 @@ class Store:
                 generation.prompt,
                 generation.seed,
                 metric_version=generation.metric_version,
+                preparation=(generation.settings or {}).get(PREPARATION),
             )
             if first is None:
                 raise
@@ -188,13 +200,20 @@ class Store:
         return self.storage.transaction(add)
 
     def measured(
-        self, kind: str, policy: dict[str, Any] | None, prompt: str, seed: int, *, metric_version: int | None = None
+        self,
+        kind: str,
+        policy: dict[str, Any] | None,
+        prompt: str,
+        seed: int,
+        *,
+        metric_version: int | None = None,
+        preparation: dict[str, Any] | None = None,
     ) -> Generation | None:
         """The complete measurement of a policy on a case, if there is one; None: by the newest version of figures."""
         query = (
             self._complete(kind, metric_version)
             .where(
-                Generation.policy_digest == policy_digest(policy),
+                Generation.policy_digest == policy_digest(policy, preparation),
                 Generation.prompt_digest == digest(prompt),
                 Generation.seed == seed,
             )
@@ -229,7 +248,7 @@ class Store:
         full = select(func.avg(Generation.evaluations)).where(*own, Generation.kind == "stock")
         searched = and_(Generation.kind == CANDIDATE, *measured_by(metric_version))
         spent = select(func.sum(Generation.evaluations)).where(
-            *own, or_(Generation.kind.in_(("stock", "exact", "fit")), searched)
+            *own, or_(Generation.kind.in_(("stock", PAIRED_STOCK, "exact", "fit")), searched)
         )
         return self.storage.transaction(
             lambda session: float(session.scalar(spent) or 0.0) / float(session.scalar(full) or math.inf)

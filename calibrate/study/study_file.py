@@ -98,6 +98,16 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
+    def _prepared_alone(self) -> Self:
+        for field, value in (("guarantee", self.guarantee), ("search.learned", self.search.learned)):
+            if value is not None and self.search.prepares:
+                raise ValueError(
+                    f"{field} goes with the pipeline as it is loaded alone; leave it out, or search.attention_backend, "
+                    "search.weights and search.compile"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _scores_known(self) -> Self:
         known = {score.name: score for score in self.quality.scores}
         for name, floor in self.floors.scores.items():
@@ -183,6 +193,9 @@ class Study(Strict):
         # learned: a candidate's record holds its weights.
         for name in ("candidates", "method", "learned"):
             del parts["search"][name]
+        if not self.search.prepares:
+            for name in ("attention_backend", "weights", "compile"):
+                del parts["search"][name]  # as studies were recorded before there was such a choice
         if parts["search"]["first_window"] is None:
             del parts["search"]["first_window"]  # as studies were recorded before there was such a choice
         return parts

@@ -25,7 +25,7 @@ from calibrate.display.wording import (
 )
 from calibrate.results.promise_table import PromiseTable
 from calibrate.results.promises import told
-from calibrate.results.result import Result
+from calibrate.results.result import Result, told_preparation
 from calibrate.spec.score_floor import score_figure
 from dashboard.page import POLICY, Page, select_trial, tiles
 
@@ -46,7 +46,7 @@ def show(page: Page) -> None:
     if result is not None:
         fastest = ": the fastest above the floors" if result.trial == page.best else " (selected)"
         kind = kind_remark(data, result)
-        st.markdown(f"##### Trial {result.trial}{f', {kind}' if kind else ''}{fastest}")
+        st.markdown(f"##### Trial {result.trial}{f', {plain(kind)}' if kind else ''}{fastest}")
         tiles(page, result)
     chart, side = st.columns([3, 1], gap="medium")
     with chart:
@@ -109,12 +109,15 @@ def _draw_table(page: Page) -> None:
     if line.empty:
         return
     st.markdown("#### The best trade-offs")
+    results = [page.data.results.get(trial) for trial in line["trial"]]
+    prepared = [told_preparation(result.preparation) if result else "" for result in results]
     decibel, factor = st.column_config.NumberColumn(format="%.1f dB"), st.column_config.NumberColumn(format="%.2fx")
     st.dataframe(
         pd.DataFrame(
             {
                 "trial": line["trial"],
                 "kind": [KINDS[kind] for kind in line["kind"]],
+                **({"set up": prepared} if page.data.study.search.prepares else {}),
                 "evaluations": line["speedup_evaluations"],
                 "denoising": line["speedup_denoise"],
                 "PSNR, mean": line["psnr_db"],

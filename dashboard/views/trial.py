@@ -52,7 +52,9 @@ def show(page: Page) -> None:
         st.info("Nothing is selected: no policy of this study has been measured yet.")
         return
     _header(page, result)
-    measured = browse.measurements(page.storage, page.data.record.id, result.policy, result.metric_version)
+    measured = browse.measurements(
+        page.storage, page.data.record.id, result.policy, result.metric_version, result.preparation
+    )
     if not measured:
         st.info("The generations of this policy are no longer in the database.")
         _weights(page, result)

@@ -7,6 +7,7 @@ here and an entry in `scope_runtime.families`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from scope_runtime.families import adapter_class
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from scope_runtime.engine import Pilot, Recorder
     from scope_runtime.identity import ModelIdentity
     from scope_runtime.policy import Policy
+    from scope_runtime.preparation import Preparation
     from scope_runtime.report import Report
     from scope_runtime.settings import Settings
 
@@ -61,7 +63,10 @@ class Adapter(Protocol):
         """Which model a pipeline runs."""
 
     def settings(self, pipe: Any, **call: Any) -> Settings:
-        """What a call of the pipeline would run with."""
+        """What a call of the pipeline would run with, as it was loaded."""
+
+    def prepare(self, pipe: Any, preparation: Preparation) -> AbstractContextManager[None]:
+        """Sets a pipeline up; see `scope_runtime.preparation.prepare`."""
 
 
 def adapter_for(pipe: Any) -> Adapter:

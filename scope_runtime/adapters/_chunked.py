@@ -18,12 +18,14 @@ import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 
 from scope_runtime.adapters._calls import Shadow
 from scope_runtime.adapters._diffusers import HOOK, DiffusersAttachment
+from scope_runtime.adapters._preparing import preparation_of
 from scope_runtime.adapters._running import describe_scheduler, dtype_of, lora_scale, refuse_kind, refuse_others
 from scope_runtime.context import Pass
 from scope_runtime.engine import Engine, Model
@@ -217,9 +219,10 @@ class ChunkedAttachment(DiffusersAttachment):
         """What is really being run, read off the scheduler and the tensors as far as they tell."""
         *_, frames, height, width = arguments["hidden_states"].shape
         scale = self.pipe.vae_scale_factor_spatial
-        return self._settings_of(
+        told = self._settings_of(
             self.pipe, self._gate.arguments, self._stock_scheduler(), frames, height * scale, width * scale
         )
+        return replace(told, preparation=preparation_of(self.transformer))
 
     def _check_policy(self, policy: Policy) -> None:
         for field in ("context_window", "context_dtype"):

@@ -14,6 +14,7 @@ import copy
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from scope_runtime.adapters._calls import CallGate, NotCopied, Shadow
 from scope_runtime.adapters._hooks import Interception, stored_parameters
-from scope_runtime.adapters._running import model_config, model_state
+from scope_runtime.adapters._preparing import prepared
+from scope_runtime.adapters._running import model_config, model_state, refuse_accelerated
 from scope_runtime.context import ContextOptions, refuse_if_over
 from scope_runtime.digest import config_digest
 from scope_runtime.engine import Engine, Model, Pilot, Recorder
@@ -34,6 +36,7 @@ from scope_runtime.report import Report
 if TYPE_CHECKING:
     from scope_runtime.adapters import PolicyFor
     from scope_runtime.policy import Policy
+    from scope_runtime.preparation import Preparation
     from scope_runtime.schedule import Schedule
     from scope_runtime.settings import Settings
 
@@ -200,6 +203,12 @@ class DiffusersAttachment(NotCopied):
             weights=weights_digest(stored_parameters(transformer)),
             adapters=adapters_of(dict(transformer.named_modules())),
         )
+
+    @staticmethod
+    def prepare(pipe: Any, preparation: Preparation) -> AbstractContextManager[None]:
+        """Sets the pipeline up as asked while the context lasts."""
+        refuse_accelerated(pipe.transformer, HOOK)
+        return prepared(pipe, preparation)
 
     # What really runs.
 

@@ -98,6 +98,12 @@ def storage_dtype(model: torch.nn.Module) -> torch.dtype | None:
     return next((hook.storage_dtype for hook in _hooks(model.modules(), _LAYERWISE_CASTING_HOOK)), None)
 
 
+def is_offloaded(model: torch.nn.Module) -> bool:
+    """Whether hooks of offloading move a model's weights."""
+    modules = list(model.modules())
+    return any(hasattr(module, "_hf_hook") for module in modules) or any(_hooks(modules, _GROUP_OFFLOADING))
+
+
 def stored_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """A model's parameters with their values, wherever accelerate keeps those of an offloaded module."""
     for name, parameter in model.named_parameters():

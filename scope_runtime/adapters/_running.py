@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from diffusers.hooks.hooks import HookRegistry
 from torch.nn.modules.dropout import _DropoutNd
 
 from scope_runtime.adapters._hooks import storage_dtype, stored_tensors
@@ -40,13 +39,20 @@ def refuse_kind(transformer: Any, kind: type[torch.nn.Module], hook: str, *, hel
             f"pipe.transformer is a {type(transformer).__name__}, not a {kind.__name__}: "
             "attach before wrapping the transformer"
         )
-    if not held and HookRegistry.check_if_exists_or_initialize(transformer).get_hook(hook) is not None:
-        raise AttachError("this pipeline is already accelerated by scope_runtime: close the other scope first")
+    if not held:
+        refuse_accelerated(transformer, hook)
     if transformer.is_cache_enabled:
         raise AttachError(
             f"another cache is enabled on the transformer ({type(transformer._cache_config).__name__}): "
             "call pipe.transformer.disable_cache() first"
         )
+
+
+def refuse_accelerated(transformer: torch.nn.Module, hook: str) -> None:
+    """Refuses a transformer that another attachment holds, by the name of its hook; raises `AttachError`."""
+    registry = vars(transformer).get("_diffusers_hook")
+    if registry is not None and registry.get_hook(hook) is not None:
+        raise AttachError("this pipeline is already accelerated by scope_runtime: close the other scope first")
 
 
 def refuse_others(

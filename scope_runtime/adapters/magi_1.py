@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -48,6 +49,7 @@ from scope_runtime.engine import Engine, Pilot, Recorder
 from scope_runtime.errors import AttachError, ProfileError, ScopeError
 from scope_runtime.identity import ModelIdentity, ModelState, weights_digest
 from scope_runtime.policy import LAST, Policy, needs_stale_context
+from scope_runtime.preparation import Preparation
 from scope_runtime.report import Report
 from scope_runtime.schedule import ALONG, NEEDED, Schedule
 from scope_runtime.settings import Scheduler, Settings
@@ -491,6 +493,16 @@ class Magi1Attachment(NotCopied):
             config=config_digest(_model_config(pipe)),
             weights=weights_digest(pipe.named_parameters()),
         )
+
+    @staticmethod
+    def prepare(pipe: Any, preparation: Preparation) -> AbstractContextManager[None]:
+        """Refuses whatever is asked for: the official code chooses kernels and precision by its configuration."""
+        if preparation:
+            raise AttachError(
+                f"settings.preparation: {preparation} cannot be set on MAGI-1, whose own configuration chooses kernels "
+                "and precision: set that, and calibrate with it"
+            )
+        return nullcontext()
 
     @staticmethod
     def settings(pipe: Any, *, prefix_frames: int = 0) -> Settings:

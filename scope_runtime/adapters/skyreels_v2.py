@@ -22,6 +22,7 @@ import torch
 from scope_runtime.adapters._calls import Shadow
 from scope_runtime.adapters._diffusers import HOOK, DiffusersAttachment
 from scope_runtime.adapters._hooks import loaded
+from scope_runtime.adapters._preparing import preparation_of
 from scope_runtime.adapters._running import describe_scheduler, dtype_of, lora_scale
 from scope_runtime.adapters._skyreels_v2_attention import PrefixAttention
 from scope_runtime.adapters._skyreels_v2_running import refuse, windows_of_call
@@ -271,6 +272,7 @@ class SkyReelsV2Attachment(DiffusersAttachment):
             dtype=dtype_of(pipe),
             scheduler=describe_scheduler(pipe.scheduler),
             lora_scale=lora_scale(self.transformer, pipe.attention_kwargs),
+            preparation=preparation_of(self.transformer),
         )
 
     # What happens inside one pass.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from scope_runtime import (
     GapWeights,
     ModelIdentity,
     Policy,
+    Preparation,
     Profile,
     ProfileError,
     ProfileMismatch,
@@ -159,7 +161,8 @@ def test_every_mode_is_exact_bit_for_bit_and_skips_with_a_policy(
     assert scope.report.evaluations == scope.report.stock_evaluations == work
     assert "bidirectional" in str(scope.report)
     call = (HELIOS if generate is generate_helios else FRAMEPACK) | changes
-    assert seen == [Settings.of(pipe, **call)] * len(scope.report.windows)  # as was to be expected, in every chunk
+    expected = dataclasses.replace(Settings.of(pipe, **call), preparation=Preparation("native"))
+    assert seen == [expected] * len(scope.report.windows)  # in every chunk
     with run_policy(pipe, POLICY) as scope:
         skipped, less = counted(pipe, generate, **changes)
     assert torch.isfinite(skipped).all()

@@ -19,6 +19,7 @@ from scope_runtime import (
     ContextTooLarge,
     ModelIdentity,
     Policy,
+    Preparation,
     Profile,
     ProfileError,
     ProfileMismatch,
@@ -26,6 +27,7 @@ from scope_runtime import (
     ScopeWarning,
     apply_scope,
     exact,
+    prepare,
     run_policy,
 )
 from scope_runtime.adapters.magi_1 import Plan, _Call, _Opening, time_grid
@@ -364,6 +366,14 @@ class TestAttaching:
     def test_pipeline_parallelism_is_refused_by_name(self, build: Any) -> None:
         with pytest.raises(AttachError, match="engine_config.pp_size is 2"):
             exact(build(pp_size=2).model)
+
+    def test_setting_it_up_otherwise_is_refused_by_name(self, build: Any) -> None:
+        magi = build()
+        said = r"^settings\.preparation: int8 weights cannot be set on MAGI-1"
+        with pytest.raises(AttachError, match=said), prepare(magi.model, Preparation(weights="int8")):
+            pass
+        with prepare(magi.model, Preparation()):
+            pass
 
     @pytest.mark.parametrize(
         ("policy", "field"),

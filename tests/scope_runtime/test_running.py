@@ -28,6 +28,7 @@ from scope_runtime import (
     AttachError,
     ModelIdentity,
     Policy,
+    Preparation,
     Profile,
     ProfileError,
     ProfileMismatch,
@@ -101,7 +102,7 @@ class TestScheduler:
             latents(pipe)
         finally:
             attachment.detach()
-        assert seen == [Settings.of(pipe, **CALL)]
+        assert seen == [dataclasses.replace(Settings.of(pipe, **CALL), preparation=Preparation("native"))]
         assert len(seen[0].scheduler.sigmas) == CALL["num_inference_steps"] + 1
 
     def test_settings_of_a_call_leave_the_scheduler_as_it_is(self, pipe: Any) -> None:

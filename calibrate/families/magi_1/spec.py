@@ -48,6 +48,11 @@ class Magi1Spec(ModelSpec):
         generation.refuse_given(self.family, "negative_prompt", "overlap_history", "addnoise_condition")
         if search.learned is not None:
             _refuse_plans(generation, search.learned)
+        if search.prepares:
+            raise ValueError(
+                "search.attention_backend, search.weights and search.compile must be left out: MAGI-1's own "
+                "configuration chooses kernels and precision"
+            )
         for name in ("stale_quantile", "context_window", "context_dtype"):
             if getattr(search, name) != [None]:
                 raise ValueError(f"search.{name} must be [null]: keys and values are kept by MAGI-1's own code")

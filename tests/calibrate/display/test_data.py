@@ -163,6 +163,7 @@ def test_the_code_to_use_a_profile_compiles(made: Made, family: Family[Any]) -> 
     text = family.usage(settings, "made.json")
     compile(text, "usage", "exec")
     assert "made.json" in text
+    assert "prepare=" not in text
     assert family.name == "magi_1" or "num_inference_steps=20" in text
 
 

@@ -1,0 +1,141 @@
+"""A study that may set the pipeline up in other ways: from its YAML to a profile that is verified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from calibrate.errors import CalibrateError
+from calibrate.families import FAMILIES
+from calibrate.results.result import load_results, told_preparation
+from calibrate.search.preparations import _slower, share
+from calibrate.spec.generation import Case
+from calibrate.store import PAIRED_STOCK, PREPARATION, Storage, Store, policy_digest
+from calibrate.study.study_file import Study, StudyFile
+from scope_runtime import Preparation, Profile, apply_scope
+from tests.calibrate.conftest import TINY_STUDY, Workplace
+from tests.tiny import latents, tiny_pipeline
+
+CASE = Case(prompt="a red circle", seed=1)
+BFLOAT16 = Preparation(weights="bfloat16").to_dict()
+SHORT = {"num_inference_steps": 5}
+CHOICES = {
+    "generation": TINY_STUDY["generation"] | SHORT,
+    "search": {**TINY_STUDY["search"], "weights": [None, "bfloat16"], "attention_backend": [None, "sage"]},
+    "search_cases": TINY_STUDY["search_cases"][:1],
+    "held_out_cases": TINY_STUDY["held_out_cases"][:1],
+    "floors": {"psnr_db": 5.0, "psnr_worst_prompt_db": 5.0, "safety_margin_db": 0.0},
+    "budget": {"trials": 2},
+    "timing": {"max_repeats": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def chosen(make_workplace: Callable[..., Workplace]) -> Workplace:
+    workplace = make_workplace(**CHOICES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calibrate.search.preparations._SLOWER", 0.0)  # which is faster here is not what is asked
+        result = workplace.scope("run", "study.yaml")
+    assert result.exit_code == 0, result.output
+    return workplace
+
+
+@pytest.fixture(scope="module")
+def store(chosen: Workplace) -> Iterator[Store]:
+    storage = Storage(f"sqlite:///{chosen.folder}/runs/tiny.db")
+    yield Store.find_study(storage, "tiny")
+    storage.close()
+
+
+def test_each_preparation_has_its_own_traces_candidates_and_times_beside_stock(store: Store) -> None:
+    results = load_results(store)
+    assert {str(result.preparation) for result in results} == {"None", str(BFLOAT16)}
+    assert all(result.paired and result.speed == result.speedup_denoise for result in results)
+    same = [result for result in results if result.policy["warmup"] == results[0].policy["warmup"]]
+    # The same schedule in another pipeline is another candidate: its evaluations are the same, its quality is its own.
+    assert len({result.speedup_evaluations for result in same}) == 1
+    assert len({result.figures["psnr_db"] for result in same}) == len(same) == 2
+    rows = {kind: [row.settings.get(PREPARATION) for row in store.complete(kind)] for kind in ("stock", "exact")}
+    assert rows == {"stock": [None], "exact": [None, BFLOAT16]}
+    assert len(store.complete(PAIRED_STOCK)) == 1
+
+
+def test_what_does_not_load_is_written_down_and_dropped_after_one_case(chosen: Workplace) -> None:
+    state = json.loads(chosen.scope("status", "study.yaml", "--json").output)
+    dropped = {str(Preparation.from_dict(r["preparation"])): r["dropped"] for r in state["preparations"]}
+    assert dropped["as loaded"] is dropped["bfloat16 weights"] is None
+    for name in ("sage attention", "sage attention, bfloat16 weights"):
+        assert "does not load" in dropped[name]
+        assert "sageattention" in dropped[name]
+    told = chosen.scope("status", "study.yaml").output
+    assert "set up: bfloat16 weights" in told
+    front = json.loads(chosen.scope("front", "study.yaml", "--json").output)
+    assert all(entry["paired"] for entry in front)
+    shown = chosen.scope("front", "study.yaml").output
+    assert told_preparation(front[0]["preparation"]).split()[0] in shown
+
+
+def test_a_profile_names_what_it_needs_runs_with_prepare_and_is_verified(chosen: Workplace, store: Store) -> None:
+    trial = next(result.trial for result in load_results(store) if result.preparation)
+    result = chosen.scope("export", "study.yaml", "--trial", str(trial), "--output", "profiles/half.json")
+    assert result.exit_code == 0, result.output
+    profile = Profile.load(chosen.folder / "profiles" / "half.json")
+    assert profile.settings.preparation == Preparation.from_dict(BFLOAT16)
+    assert profile.settings.dtype == "float32"  # of what is loaded, and of the stock clips
+    pipe = tiny_pipeline()
+    with apply_scope(pipe, profile, prepare=True, on_mismatch="raise") as scope:
+        latents(pipe, **SHORT)
+        assert scope.report.speedup_evaluations == pytest.approx(profile.evidence["speedup_evaluations"])
+    usage = FAMILIES[0].usage(profile.settings, "half.json")
+    assert "apply_scope(pipe, profile, prepare=True)" in usage
+    verified = chosen.scope("verify", "profiles/half.json", "study.yaml", "--json")
+    assert verified.exit_code == 0, verified.output
+    figures = json.loads(verified.stdout)
+    assert figures["psnr_db"] == pytest.approx(profile.evidence["psnr_db"], abs=0.5)
+
+
+def test_what_is_slower_than_the_first_is_dropped() -> None:
+    def made(stock: float, exact: float) -> Any:
+        return {CASE: SimpleNamespace(timings=SimpleNamespace(stock_seconds=stock, exact_seconds=exact))}
+
+    first: Any = SimpleNamespace(preparation=Preparation("native"), made=made(3.0, 2.0))
+    assert _slower(first.made, []) is None
+    assert _slower(made(4.0, 2.7), [first]) is None
+    assert "1.00x as fast as stock, and 1.50x with native attention" in str(_slower(made(2.0, 2.0), [first]))
+
+
+def test_the_budget_is_shared() -> None:
+    study = Study.model_validate(TINY_STUDY | {"budget": {"trials": 5, "equivalents": 12}})
+    shares = [share(study, 4.0, number, 2) for number in (0, 1)]
+    assert [budget.trials for budget in shares] == [3, 2]
+    assert [budget.equivalents for budget in shares] == [8.0, 12.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights": ["int4"]}, "search.weights.0"),
+        ({"attention_backend": ["sage_hub"]}, "search.attention_backend.0"),
+        ({"compile": []}, "search.compile"),
+        ({"weights": ["int8"], "learned": {}}, "search.learned goes with the pipeline as it is loaded alone"),
+    ],
+)
+def test_what_a_study_may_not_ask_for_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    path = tmp_path / "study.yaml"
+    fit = {"fit_cases": [{"prompt": "a red square", "seed": 9}]}
+    path.write_text(yaml.safe_dump(TINY_STUDY | fit | {"search": changes}))
+    with pytest.raises(CalibrateError, match=said):
+        StudyFile(path)
+
+
+def test_a_study_without_such_a_choice_is_recorded_as_before() -> None:
+    study = Study.model_validate(TINY_STUDY)
+    assert study.search.preparations == [Preparation()]
+    assert not {"attention_backend", "weights", "compile"} & study.fixed_parts()["search"].keys()
+    assert policy_digest(None) == "full-compute" != policy_digest(None, BFLOAT16)
