@@ -156,7 +156,7 @@ def sidebar(opened: Storage, heartbeat: tuple[Any, ...], names: list[str]) -> Pa
             "Speed-up in",
             list(SPEED),
             format_func=lambda key: SPEED[key].short,
-            default="speedup_denoise" if data.study.search.prepares else "speedup_evaluations",
+            default=data.speed,
             required=True,
             key="speed",
             bind="query-params",

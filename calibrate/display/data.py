@@ -99,6 +99,11 @@ class StudyData:
         return psnr_meaning(self.metric_version)
 
     @property
+    def speed(self) -> str:
+        """What ranks policies: the speed-up of time where pipelines are set up differently, else of evaluations."""
+        return "speedup_denoise" if self.study.search.prepares else "speedup_evaluations"
+
+    @property
     def kinds(self) -> list[Kind]:
         """Of which kinds policies were measured: one, or two that have to be told apart."""
         found = {result.kind for result in self.results.values()}

@@ -9,7 +9,7 @@ from typing import Any
 
 from calibrate.display.comparison import number
 from calibrate.measure.clips import ClipShelf
-from calibrate.store import CANDIDATE, Generation
+from calibrate.store import CANDIDATE, PREPARATION, Generation
 from calibrate.study.outputs import companions
 from calibrate.study.study_file import Study
 from scope_runtime import Profile
@@ -50,7 +50,8 @@ def on_shelf(study: Study, rows: Sequence[Generation]) -> list[Clip]:
     for row in sorted(rows, key=lambda row: row.kind == CANDIDATE):
         kind = "a search prompt" if row.kind == CANDIDATE else "a held-out prompt"
         case = {"prompt": row.prompt, "seed": row.seed, **(row.metrics or {})}
-        found += _there(shelf.path(row.policy or {}, row.prompt, row.seed), case, kind)
+        path = shelf.path(row.policy or {}, row.prompt, row.seed, (row.settings or {}).get(PREPARATION))
+        found += _there(path, case, kind)
     return found
 
 

@@ -79,18 +79,18 @@ def of_study(storage: Storage, study: Study, path: Path, profile: Profile | None
     data = _comparable(data, profile)
     if not data.results:
         raise CalibrateError(f"Study {study.name!r} has measured no candidate yet; run it first.")
-    trial = best_point(data.points, study.floors, "speedup_evaluations")
+    trial = best_point(data.points, study.floors, data.speed)
     if profile is not None:
         trial = int(data.profiles[-1].trial_number)
     measured: Sequence[Measurement] = ()
     if trial is not None and trial in data.results:
-        policy = data.results[trial].policy
-        measured = browse.measurements(storage, data.record.id, policy, data.metric_version)
+        shown = data.results[trial]
+        measured = browse.measurements(storage, data.record.id, shown.policy, data.metric_version, shown.preparation)
     clips = on_shelf(study, [row for row, _ in measured])
     if profile is not None and (given or _is_at(path, profile)):
         beside = beside_profile(profile, path)
-        shown = {clip.case for clip in beside}
-        clips = [*beside, *(clip for clip in clips if clip.case not in shown)]
+        known = {clip.case for clip in beside}
+        clips = [*beside, *(clip for clip in clips if clip.case not in known)]
     return Content(study.name, path, profile, data, study, trial, measured, clips)
 
 

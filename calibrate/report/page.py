@@ -84,7 +84,7 @@ def front(content: Content) -> Drawing | None:
     data, study = content.data, content.study
     if data is None or study is None:
         return None
-    speed, quality = SPEED["speedup_evaluations"], quality_measures(data.metric_version)["psnr_db"]
+    speed, quality = SPEED[data.speed], quality_measures(data.metric_version)["psnr_db"]
 
     best = best_point(data.points, study.floors, speed.key)
     selected = None if content.trial == best else content.trial

@@ -70,7 +70,7 @@ def headline(content: Content) -> str:
     if content.data is None or content.study is None:
         return f"{unseen_clause(of_evidence(content.evidence, 0))}."
     data, floors = content.data, content.study.floors
-    best = best_point(data.points, floors, "speedup_evaluations")
+    best = best_point(data.points, floors, data.speed)
     unseen = data.told_unseen
     if content.profile is not None and content.trial is not None:
         unseen = of_evidence(content.evidence, content.trial)
