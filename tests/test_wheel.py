@@ -80,7 +80,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 
 def test_the_wheel_is_small_and_holds_the_packages_that_people_install_whole(wheel: Path) -> None:
-    assert wheel.stat().st_size < 450 * 1024  # code alone: four model families
+    assert wheel.stat().st_size < 520 * 1024  # code alone: four model families, a report
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert {name.partition("/")[0] for name in files} == PACKAGES
     there = (path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file())
