@@ -16,7 +16,7 @@ dashboard: $(VENV)/.dashboard
 	$(BIN)/scope-calibrate dashboard --storage sqlite:///runs/$(NAME).db $(OPTIONS)
 
 test: $(VENV)/.dev browser lint
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The browser tests need Debian's chromium; where it cannot be installed they are skipped, and say so.
 browser:

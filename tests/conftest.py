@@ -8,23 +8,32 @@ from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadFileScheduling
 
 from tests.tiny import tiny_pipeline
 
-TESTS = Path(__file__).parent
-ON_RAY = TESTS / "calibrate" / "pool"
+ROOT = Path(__file__).parent.parent
+ON_RAY = Path(__file__).parent / "calibrate" / "pool"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes run the tests, one has a file's, and one those of all clusters, with which it begins.
+class OneClusterAtATime(LoadFileScheduling):  # type: ignore[misc, unused-ignore]
+    """Where several processes run the tests, one of them has a file's, and one those of all clusters.
 
-    Two clusters at once, a dozen processes each, keep each other waiting for longer than one waits for its nodes; and
-    where the longest files are begun last, one process works while the others wait for it.
+    Two clusters at once, a dozen processes each, keep each other waiting for longer than one waits for its nodes.
     """
-    for item in items:
-        group = ON_RAY if ON_RAY in item.path.parents else item.path
-        item.add_marker(pytest.mark.xdist_group(group.relative_to(TESTS).as_posix()))
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = Path(nodeid.partition("::")[0])
+        return str(path.parent if path.parent == ON_RAY.relative_to(ROOT) else path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneClusterAtATime:
+    return OneClusterAtATime(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Clusters come first: where the longest are begun last, one process works while the others wait for it."""
     items.sort(key=lambda item: ON_RAY not in item.path.parents)
 
 
