@@ -18,6 +18,7 @@ _MODES = {
     "#": ("computed without need", "muted"),
     "R": ("recompute", "recompute"),
 }
+_NO_BLOCK = " "
 _MOST_LETTERS = 90
 _ROW_HEIGHT = 34
 
@@ -26,16 +27,18 @@ def mode_map(modes: Sequence[str], colours: Palette) -> go.Figure:
     """A map of rows (left to right, as time goes) by blocks (first on top); stock computes every cell of it.
 
     Args:
-        modes: One string per row, one letter per block.
+        modes: One string per row, one letter per block; rows of a shorter window have fewer.
         colours: Of the page.
     """
-    letters = np.array([list(row) for row in modes]).T
+    most = max(map(len, modes))
+    letters = np.array([list(row.ljust(most, _NO_BLOCK)) for row in modes]).T
     blocks, rows = letters.shape
-    numbers = np.vectorize(list(_MODES).index)(letters)
+    order = {letter: float(number) for number, letter in enumerate(_MODES)} | {_NO_BLOCK: np.nan}
+    numbers = np.vectorize(order.__getitem__)(letters)
     made = figure(colours, "Row of the schedule", "Block", 120 + _ROW_HEIGHT * blocks)
     shades = [getattr(colours, shade) for _, shade in _MODES.values()]
     steps = [(edge / len(shades), shade) for i, shade in enumerate(shades) for edge in (i, i + 1)]
-    names = np.vectorize(lambda letter: _MODES[letter][0])(letters)
+    names = np.vectorize({letter: name for letter, (name, _) in _MODES.items()}.get)(letters, "")
     shown = np.where(letters == ".", "", letters) if rows <= _MOST_LETTERS else None
     made.add_trace(
         go.Heatmap(
@@ -44,6 +47,7 @@ def mode_map(modes: Sequence[str], colours: Palette) -> go.Figure:
             zmax=len(_MODES) - 0.5,
             colorscale=steps,
             showscale=False,
+            hoverongaps=False,
             xgap=1,
             ygap=2,
             customdata=names,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from calibrate.display.data import feasible, front
@@ -92,6 +93,15 @@ def test_the_mode_map_counts_its_letters() -> None:
     assert {trace.name for trace in figure.data[1:]} == {
         "left out (1)", "C cache (1)", "P predict (2)", "K capture context (1)", "R recompute (3)",
     }  # fmt: skip
+
+
+def test_a_mode_map_has_holes_where_a_shorter_window_has_no_block() -> None:
+    figure = mode_map(["RR", "P.", "R"], LIGHT)
+    drawn = figure.data[0]
+    assert drawn.z.shape == (2, 3)
+    assert np.argwhere(np.isnan(drawn.z)).tolist() == [[1, 2]]
+    assert drawn.customdata[1].tolist() == ["recompute", "left out", ""]
+    assert {trace.name for trace in figure.data[1:]} == {"left out (1)", "P predict (1)", "R recompute (3)"}
 
 
 def test_kinds_are_told_apart_by_shape_and_name(made: Made, mixed: Made) -> None:
