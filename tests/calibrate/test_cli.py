@@ -228,10 +228,10 @@ def test_what_a_database_holds_is_neither_markup_nor_control_of_the_terminal(
     told = "[/red] [link=http://far.example]a[/link] :smile: \x1b[2J\u202e\x9b2J end"
     state = {
         "study": told, "candidates": 0, "budget_trials": 1, "feasible": 0, "equivalents": 0.0,
-        "budget_equivalents": None, "trials": {told: 1}, "generations": {}, "best": None, "change_maps": {}, "preparations": [],
+        "budget_equivalents": None, "trials": {told: 1}, "generations": {}, "best": None, "change_maps": {},
         "profiles": [{"path": told}], "driver": None, "failures": {f"{told}\n{told}": 1}, "last_activity": None,
         "storage": told, "margin_db": 1.0, "set_apart": {"candidates": 0, "psnr_db": None},
-        "guarantee_equivalents": 0.0, "guarantee": None, "exported": None,
+        "guarantee_equivalents": 0.0, "guarantee": None, "exported": None, "preparations": [],
     }  # fmt: skip
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setattr("calibrate.overview.status", lambda session: state)
