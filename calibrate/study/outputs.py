@@ -46,8 +46,7 @@ def companions(profile: Path) -> Companions:
 
 def left_beside(profile: Path) -> list[Path]:
     """A profile and what there is of the files that a run leaves beside it: clip, plot and report."""
-    files = (profile, *companions(profile), profile.with_suffix(".html"))
-    return [path for path in files if path.is_file()]
+    return [path for path in (profile, *companions(profile)) if path.is_file()]
 
 
 def require_profile_path(file: StudyFile, profile: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_study_is_one_run_however_often_it_is_continued(
     assert run.data.metrics["psnr_db"] == evidence["psnr_db"]
     assert run.data.metrics["speedup_evaluations"] == evidence["speedup_evaluations"]
     left = {entry.path for entry in client.list_artifacts(run.info.run_id)}
-    assert left >= {"study.yaml", "tiny.json", "tiny.mp4", "tiny-front.png"}
+    assert left >= {"study.yaml", "tiny.json", "tiny.mp4", "tiny-front.png", "tiny.html"}
 
     study = yaml.safe_load(workplace.study.read_text())
     workplace.study.write_text(yaml.safe_dump(study | {"budget": {"trials": 2}}))
