@@ -47,8 +47,10 @@ class Scope:
 
     def close(self) -> None:
         """Gives the pipeline back as it was; harmless when called twice."""
-        self._attachment.detach()
-        self._give_back()
+        try:
+            self._attachment.detach()
+        finally:
+            self._give_back()
 
     def __enter__(self) -> Scope:
         return self
