@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ from calibrate.spec.search_space import Learned
 from calibrate.study.study_file import StudyFile
 from scope_runtime import Policy, exact, run_policy
 from studies.bench.generations import Generations, Outcome, fresh_cases, mean_db, speedup_of
+from studies.bench.techniques import taylorseer_lite, with_cache
+
+# A policy, or settings of a technique.
+Chosen = TypeVar("Chosen")
 
 _TRAINED = (Path("studies/reference.yaml"), Path("studies/helios_reference.yaml"))
 
@@ -131,7 +135,7 @@ def _policies(made: Generations, narrator: Narrator) -> dict[str, Policy]:
     return found
 
 
-def _fastest(tried: Sequence[tuple[str, Policy, list[Outcome]]]) -> tuple[str, Policy, list[Outcome]]:
+def _fastest(tried: Sequence[tuple[str, Chosen, list[Outcome]]]) -> tuple[str, Chosen, list[Outcome]]:
     """The fastest above the wish with its margin, or the one that comes nearest."""
     above = [entry for entry in tried if mean_db(entry[2]) >= _WISH_DB + _MARGIN_DB]
     return max(above, key=lambda entry: speedup_of(entry[2])) if above else max(tried, key=lambda e: mean_db(e[2]))
@@ -147,8 +151,7 @@ def _taylorseer(made: Generations, cases: Sequence[Case], narrator: Narrator) ->
         outcomes = made.clips_of(name, made.study.search_cases, _by_taylorseer(made.target, interval, order))
         tried.append((name, (interval, order), outcomes))
         narrator.advance(f"{name}: {_told(outcomes)}")
-    above = [entry for entry in tried if mean_db(entry[2]) >= _WISH_DB + _MARGIN_DB]
-    name, chosen, _ = max(above, key=lambda e: speedup_of(e[2])) if above else max(tried, key=lambda e: mean_db(e[2]))
+    name, chosen, _ = _fastest(tried)
     narrator.stage(f"{name} on fresh prompts", 1)
     outcomes = made.clips_of(name, cases, _by_taylorseer(made.target, *chosen))
     narrator.advance(_told(outcomes))
@@ -158,11 +161,6 @@ def _taylorseer(made: Generations, cases: Sequence[Case], narrator: Narrator) ->
 
 def _by_taylorseer(target: Target, interval: int, order: int) -> Callable[[Case], tuple[torch.Tensor, int, int]]:
     """Generates with diffusers' TaylorSeer; evaluations are calls that the first block's attention really computes."""
-    from diffusers import TaylorSeerCacheConfig
-
-    config = TaylorSeerCacheConfig(
-        cache_interval=interval, max_order=order, use_lite_mode=True, taylor_factors_dtype=torch.float32
-    )
 
     def generate(case: Case) -> tuple[torch.Tensor, int, int]:
         pipe = target.pipe
@@ -172,12 +170,10 @@ def _by_taylorseer(target: Target, interval: int, order: int) -> Callable[[Case]
             model.blocks[0].attn1.to_q.register_forward_hook(lambda *_: calls.update(made=calls["made"] + 1)),
             model.patch_embedding.register_forward_hook(lambda *_: calls.update(stock=calls["stock"] + 1)),
         ]
-        model.enable_cache(config)
         try:
-            with _cleared_per_chunk(pipe):
+            with with_cache(target, taylorseer_lite(interval, order)), _cleared_per_chunk(pipe):
                 latents = target.denoise(case).latents
         finally:
-            model.disable_cache()
             for counter in counters:
                 counter.remove()
         return latents, calls["made"], calls["stock"]

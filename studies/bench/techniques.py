@@ -126,14 +126,23 @@ def _under(name: str, policy: Policy) -> Setting:
     return Setting(name, lambda target: run_policy(target.pipe, policy), digest(policy.to_dict()))
 
 
+def taylorseer_lite(interval: int, order: int) -> TaylorSeerCacheConfig:
+    """Lite mode, which predicts the whole model's output. With factors in float32: by default they are in bfloat16.
+
+    Args:
+        interval: Every so many calls the model is computed.
+        order: Of the Taylor polynomial.
+    """
+    return TaylorSeerCacheConfig(
+        cache_interval=interval, max_order=order, use_lite_mode=True, taylor_factors_dtype=torch.float32
+    )
+
+
 def _taylorseer(_made: Generations) -> list[Setting]:
-    """Lite mode, which predicts the whole model's output. With factors in float32: by default they are in bfloat16."""
     settings = []
     for interval, order in _TAYLORSEER:
-        config = TaylorSeerCacheConfig(
-            cache_interval=interval, max_order=order, use_lite_mode=True, taylor_factors_dtype=torch.float32
-        )
-        settings.append(_with(f"TaylorSeer lite, interval {interval}, order {order}", _with_cache, config=config))
+        name = f"TaylorSeer lite, interval {interval}, order {order}"
+        settings.append(_with(name, with_cache, config=taylorseer_lite(interval, order)))
     return settings
 
 
@@ -167,7 +176,7 @@ def _magcache(made: Generations) -> list[Setting]:
             mag_ratios=ratios,
         )
         name = f"MagCache, threshold {threshold:g}, at most {most} skips in a row, retention {retention:g}"
-        settings.append(_with(name, _with_cache, config=config))
+        settings.append(_with(name, with_cache, config=config))
     return settings
 
 
@@ -192,7 +201,7 @@ def _cache_dit(_made: Generations) -> list[Setting]:
 def _first_block(_made: Generations) -> list[Setting]:
     _register_block()
     return [
-        _with(f"FirstBlockCache, threshold {one:g}", _with_cache, config=FirstBlockCacheConfig(threshold=one))
+        _with(f"FirstBlockCache, threshold {one:g}", with_cache, config=FirstBlockCacheConfig(threshold=one))
         for one in _FIRST_BLOCK
     ]
 
@@ -220,8 +229,8 @@ def _register_block() -> None:
 
 
 @contextmanager
-def _with_cache(target: Any, config: Any) -> Iterator[None]:
-    """A cache of diffusers, new for this generation."""
+def with_cache(target: Any, config: Any) -> Iterator[None]:
+    """A cache of diffusers on a target's transformer, new for this generation."""
     target.network.enable_cache(config)
     try:
         yield
@@ -245,7 +254,7 @@ def _fed(target: Any, config: SeaCacheConfig, rows: int) -> Iterator[None]:
         level = float(pipe._current_timestep.double().mean()) / scale
         return stock(name, step_index=row, sigma=level, num_inference_steps=rows)
 
-    with _with_cache(target, config):
+    with with_cache(target, config):
         network.cache_context = cache_context
         try:
             yield
@@ -279,7 +288,7 @@ def _calibrated(made: Generations) -> list[float]:
     """The ratios that MagCache prints at the end of a generation, for both guidance branches; their mean."""
     config = MagCacheConfig(calibrate=True, num_inference_steps=_rows(made))
     printed = io.StringIO()
-    with _with_cache(made.target, config), redirect_stdout(printed):
+    with with_cache(made.target, config), redirect_stdout(printed):
         made.target.denoise(made.study.search_cases[0])
     branches = [ast.literal_eval(found) for found in re.findall(r"^\[[\d.e, +-]+\]$", printed.getvalue(), re.MULTILINE)]
     return [float(ratio) for ratio in np.mean(branches, axis=0)]

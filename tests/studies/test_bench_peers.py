@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from typer.testing import CliRunner
 
 from calibrate.families.target import Target
@@ -18,25 +17,7 @@ from studies.bench.generations import Generations, Outcome
 from studies.bench.peers import Counted, Tried, figures_of, front_of, level_speedup, worth_trying
 from studies.bench.peers_page import MARKS
 from studies.bench.techniques import Setting
-from tests.tiny import CALL, save_tiny_pipeline
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("peers")
-    save_tiny_pipeline(folder / "pipe")
-    study = {
-        "name": "tiny",
-        "model": {"path": "pipe", "threads": 1},
-        "generation": CALL,
-        "search_cases": [{"prompt": "a red circle moving left", "seed": 1}],
-        "held_out_cases": [{"prompt": "a green circle moving up", "seed": 3}],
-        "fit_cases": [{"prompt": "a blue square moving down", "seed": 5}],
-        "search": {"learned": {}},
-    }
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(study))
-    return path
+from tests.tiny import CALL
 
 
 @pytest.fixture(scope="module")
