@@ -50,7 +50,7 @@ def on_shelf(study: Study, rows: Sequence[Generation]) -> list[Clip]:
     for row in sorted(rows, key=lambda row: row.kind == CANDIDATE):
         kind = "a search prompt" if row.kind == CANDIDATE else "a held-out prompt"
         case = {"prompt": row.prompt, "seed": row.seed, **(row.metrics or {})}
-        path = shelf.path(row.policy or {}, row.prompt, row.seed, (row.settings or {}).get(PREPARATION))
+        path = shelf.path(row.policy or {}, row.prompt, row.seed, row.settings.get(PREPARATION))
         found += _there(path, case, kind)
     return found
 

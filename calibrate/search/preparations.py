@@ -112,12 +112,12 @@ def _speedup(timings: Timings) -> float:
     return timings.stock_seconds / timings.exact_seconds
 
 
-def share(study: Study, store_equivalents: float, number: int, count: int) -> Budget:
+def share(study: Study, spent: float, number: int, count: int) -> Budget:
     """The part of a study's budget that is for one of several preparations, in their order.
 
     Args:
         study: The study.
-        store_equivalents: Full generations per search prompt spent so far.
+        spent: Full generations per search prompt spent so far.
         number: Of the preparation.
         count: How many there are.
     """
@@ -125,5 +125,5 @@ def share(study: Study, store_equivalents: float, number: int, count: int) -> Bu
     trials = budget.trials // count + (number < budget.trials % count)
     equivalents = budget.equivalents
     if equivalents is not None:
-        equivalents = store_equivalents + (equivalents - store_equivalents) / (count - number)
+        equivalents = spent + (equivalents - spent) / (count - number)
     return budget.model_copy(update={"trials": max(1, trials), "equivalents": equivalents})

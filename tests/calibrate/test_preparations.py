@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -16,9 +16,11 @@ from calibrate.families import FAMILIES
 from calibrate.results.result import load_results, told_preparation
 from calibrate.search.preparations import _slower, share
 from calibrate.spec.generation import Case
+from calibrate.spec.search_space import Backend, Weights
 from calibrate.store import PAIRED_STOCK, PREPARATION, Storage, Store, policy_digest
 from calibrate.study.study_file import Study, StudyFile
 from scope_runtime import Preparation, Profile, apply_scope
+from scope_runtime.preparation import ATTENTION_BACKENDS, WEIGHTS
 from tests.calibrate.conftest import TINY_STUDY, Workplace
 from tests.tiny import latents, tiny_pipeline
 
@@ -51,6 +53,11 @@ def store(chosen: Workplace) -> Iterator[Store]:
     storage = Storage(f"sqlite:///{chosen.folder}/runs/tiny.db")
     yield Store.find_study(storage, "tiny")
     storage.close()
+
+
+def test_a_study_may_choose_what_a_profile_may_ask_for() -> None:
+    assert get_args(Backend) == ATTENTION_BACKENDS
+    assert get_args(Weights) == WEIGHTS
 
 
 def test_each_preparation_has_its_own_traces_candidates_and_times_beside_stock(store: Store) -> None:
