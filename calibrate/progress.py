@@ -8,7 +8,11 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
+
+# More columns than any table needs.
+_WIDEST = 10_000
 
 
 def printable(text: object) -> str:
@@ -25,6 +29,18 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """See `rich.console.Console.render_str`, which everything that is printed goes through."""
         return super().render_str(printable(text), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See `rich.console.Console.print`. Without a terminal a table is as wide as it likes: a file has no width."""
+        before = self.width
+        if not self.is_terminal:
+            free = self.options.update(max_width=_WIDEST)
+            tables = [one for one in objects if isinstance(one, Table)]
+            self.width = max([before, *(self.measure(one, options=free).maximum for one in tables)])
+        try:
+            super().print(*objects, **options)
+        finally:
+            self.width = before
 
 
 class Narrator:

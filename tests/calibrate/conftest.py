@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,12 +92,32 @@ def make_workplace(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) 
 
 
 @pytest.fixture(scope="session")
-def finished(make_workplace: Callable[..., Workplace]) -> Workplace:
-    """A workplace whose study has been run to its end. Tests must not change it."""
+def ran_once(make_workplace: Callable[..., Workplace]) -> Workplace:
+    """For fixtures that last for longer than a test; tests take `finished` or `copied`."""
     workplace = make_workplace(clip_megabytes=10)
     result = workplace.scope("run", "study.yaml")
     assert result.exit_code == 0, result.output
     return workplace
+
+
+@pytest.fixture
+def finished(ran_once: Workplace) -> Iterator[Workplace]:
+    """A workplace whose study has been run to its end. A test that measures more in it fails: see `copied`."""
+    before = _generations(ran_once)
+    yield ran_once
+    assert _generations(ran_once) == before, "a test changed the study that others look at; take the fixture `copied`"
+
+
+@pytest.fixture
+def copied(ran_once: Workplace, tmp_path: Path) -> Workplace:
+    """A copy of the finished workplace, free to be changed."""
+    folder = Path(shutil.copytree(ran_once.folder, tmp_path / "work"))
+    return Workplace(folder, folder / ran_once.study.name)
+
+
+def _generations(workplace: Workplace) -> int:
+    with closing(sqlite3.connect(workplace.folder / "runs/tiny.db")) as database:
+        return int(database.execute("SELECT count(*) FROM scope_generation").fetchone()[0])
 
 
 @pytest.fixture(scope="session")

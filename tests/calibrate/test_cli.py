@@ -294,27 +294,27 @@ def test_the_clip_of_an_export_is_in_the_cache_as_well(finished: Workplace) -> N
     assert clip.read_bytes() == (finished.folder / "profiles/tiny.mp4").read_bytes()
 
 
-def test_export_by_another_rule(finished: Workplace, make_workplace: Make) -> None:
-    result = finished.scope(
+def test_export_by_another_rule(copied: Workplace, make_workplace: Make) -> None:
+    result = copied.scope(
         "export", "study.yaml", "--rule", "best-quality", "--target-speedup", "1.01", "--output", "best.json", "--json"
     )
     assert result.exit_code == 0, result.output
     exported = json.loads(result.stdout)
-    best = Profile.load(finished.folder / "best.json")
+    best = Profile.load(copied.folder / "best.json")
     assert exported["profile"] == "best.json"
     assert best.provenance["rule"] == "best-quality"
-    fastest = Profile.load(finished.folder / "profiles/tiny.json").evidence
+    fastest = Profile.load(copied.folder / "profiles/tiny.json").evidence
     assert best.evidence["search"]["psnr_db"] >= fastest["search"]["psnr_db"]
     _assert_refused(
-        finished.scope("export", "study.yaml", "--target-speedup", "90", "--output", "fast.json"), "export.min_speedup"
+        copied.scope("export", "study.yaml", "--target-speedup", "90", "--output", "fast.json"), "export.min_speedup"
     )
-    _assert_refused(finished.scope("export", "study.yaml", "--rule", "best-quality"), "export", "needs min_speedup")
-    _assert_refused(finished.scope("export", "study.yaml", "--rule", "loudest"), "export: rule", "knee")
-    _assert_refused(finished.scope("export", "study.yaml", "--trial", "999"), "--trial: 999", "the best are")
-    asked = finished.scope("export", "study.yaml", "--trial", "1", "--output", "asked.json", "--json")
+    _assert_refused(copied.scope("export", "study.yaml", "--rule", "best-quality"), "export", "needs min_speedup")
+    _assert_refused(copied.scope("export", "study.yaml", "--rule", "loudest"), "export: rule", "knee")
+    _assert_refused(copied.scope("export", "study.yaml", "--trial", "999"), "--trial: 999", "the best are")
+    asked = copied.scope("export", "study.yaml", "--trial", "1", "--output", "asked.json", "--json")
     assert asked.exit_code == 0, asked.output
-    assert Profile.load(finished.folder / "asked.json").provenance["trial"] == 1
-    assert not (finished.folder / "fast.json").exists()
+    assert Profile.load(copied.folder / "asked.json").provenance["trial"] == 1
+    assert not (copied.folder / "fast.json").exists()
 
 
 def test_nothing_that_is_kept_names_a_folder_of_the_machine(finished: Workplace) -> None:
@@ -478,21 +478,21 @@ def test_ctrl_c_says_how_to_continue(
     assert status["candidates"] == 3
 
 
-def test_goals_take_the_place_of_floors_and_say_how_close_the_search_came(finished: Workplace) -> None:
-    fast = finished.scope("export", "study.yaml", "--target-speedup", "90", "--output", "goal.json")
+def test_goals_take_the_place_of_floors_and_say_how_close_the_search_came(copied: Workplace) -> None:
+    fast = copied.scope("export", "study.yaml", "--target-speedup", "90", "--output", "goal.json")
     _assert_refused(fast, "no policy above the floors reaches 90x", "the fastest (trial")
-    fine = finished.scope("export", "study.yaml", "--min-psnr", "99.5", "--output", "goal.json")
+    fine = copied.scope("export", "study.yaml", "--min-psnr", "99.5", "--output", "goal.json")
     _assert_refused(fine, "the closest (trial", "misses", "psnr_db by", "floor 99.5 dB with its margin of 1 dB")
-    alike = finished.scope("export", "study.yaml", "--min-ssim", "0.99999999", "--output", "goal.json")
+    alike = copied.scope("export", "study.yaml", "--min-ssim", "0.99999999", "--output", "goal.json")
     _assert_refused(alike, "ssim by")
-    small = finished.scope("export", "study.yaml", "--max-memory", "1KB", "--output", "goal.json")
+    small = copied.scope("export", "study.yaml", "--max-memory", "1KB", "--output", "goal.json")
     _assert_refused(small, "max_memory by")
-    assert not (finished.folder / "goal.json").exists()
-    met = finished.scope(
+    assert not (copied.folder / "goal.json").exists()
+    met = copied.scope(
         "export", "study.yaml", "--max-memory", "40GB", "--target-speedup", "1.2", "--output", "goal.json"
     )
     assert met.exit_code == 0, met.output
-    assert Profile.load(finished.folder / "goal.json").provenance["rule"] == "best-quality"
+    assert Profile.load(copied.folder / "goal.json").provenance["rule"] == "best-quality"
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
-from calibrate.progress import Narrator
+import pytest
+from rich.table import Table
+
+from calibrate.progress import Narrator, PlainConsole
 
 
 def test_lines_say_how_far_the_search_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,3 +23,14 @@ def test_lines_say_how_far_the_search_is(capsys: pytest.CaptureFixture[str]) -> 
     assert lines[3].startswith("Candidate 0: 3.00x (1 of 24, 2.1 of 12 full generations spent, best 3.00x, 36.0 dB")
     assert lines[4].startswith("Candidate 5: [b]4.00x (6 of 20, 3.9 of 12 full generations spent, best 4.00x, 35.0 dB")
     assert "left)" in lines[4]
+
+
+def test_a_table_without_a_terminal_cuts_no_words() -> None:
+    table = Table(*"abcdefgh")
+    table.add_row(*["not_to_be_cut_anywhere"] * 8)
+    for terminal, whole in ((False, 8), (True, 0)):
+        shown = io.StringIO()
+        console = PlainConsole(file=shown, force_terminal=terminal, width=80)
+        console.print(table)
+        assert shown.getvalue().count("not_to_be_cut_anywhere") == whole
+        assert console.width == 80

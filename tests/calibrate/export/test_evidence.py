@@ -23,9 +23,9 @@ JUNK = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def exported(finished: Workplace) -> dict[str, Any]:
+def exported(ran_once: Workplace) -> dict[str, Any]:
     """A profile as `run` writes it."""
-    return json.loads((finished.folder / "profiles/tiny.json").read_text())
+    return json.loads((ran_once.folder / "profiles/tiny.json").read_text())
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))

@@ -101,54 +101,48 @@ def test_a_change_of_any_part_is_seen_by_its_name(tiny_folder: Path, folder: Pat
     assert [name for name in PARTS if before[name] != now[name]] == [part]
 
 
-@pytest.fixture
-def started(finished: Workplace, tmp_path: Path) -> Workplace:
-    folder = Path(shutil.copytree(finished.folder, tmp_path / "work"))
-    return Workplace(folder, folder / finished.study.name)
-
-
-def test_a_study_goes_on_with_the_same_content_and_never_with_another(started: Workplace) -> None:
-    weights = started.folder / "pipe/vae/diffusion_pytorch_model.safetensors"
+def test_a_study_goes_on_with_the_same_content_and_never_with_another(copied: Workplace) -> None:
+    weights = copied.folder / "pipe/vae/diffusion_pytorch_model.safetensors"
     kept = weights.read_bytes()
     _change_one_number(weights)
     for command in ("run", "export"):
-        result = started.scope(command, "study.yaml")
+        result = copied.scope(command, "study.yaml")
         assert result.exit_code == 2, result.output
         assert "model.vae" in result.stderr
     weights.write_bytes(kept)
-    _in_parts(started.folder / "pipe")
-    result = started.scope("run", "study.yaml")
+    _in_parts(copied.folder / "pipe")
+    result = copied.scope("run", "study.yaml")
     assert result.exit_code == 0, result.output
     assert "kept from before" in result.stderr
-    profile = Profile.load(started.folder / "profiles/tiny.json")
-    assert profile.evidence["content"] == _content(started.folder / "pipe")
+    profile = Profile.load(copied.folder / "profiles/tiny.json")
+    assert profile.evidence["content"] == _content(copied.folder / "pipe")
 
 
-def _records(started: Workplace) -> Storage:
-    return Storage(f"sqlite:///{started.folder / 'runs/tiny.db'}")
+def _records(copied: Workplace) -> Storage:
+    return Storage(f"sqlite:///{copied.folder / 'runs/tiny.db'}")
 
 
-def test_a_study_from_before_goes_on_and_is_held_to_its_content_from_then_on(started: Workplace) -> None:
-    storage = _records(started)
+def test_a_study_from_before_goes_on_and_is_held_to_its_content_from_then_on(copied: Workplace) -> None:
+    storage = _records(copied)
     with storage.sessions.begin() as session:
         record = session.scalars(select(StudyRecord)).one()
         record.model = {name: value for name, value in record.model.items() if name != "content"} | {"files": "0" * 16}
         made = session.query(Generation).count()
     storage.close()
-    result = started.scope("run", "study.yaml")
+    result = copied.scope("run", "study.yaml")
     assert result.exit_code == 0, result.output
-    storage = _records(started)
+    storage = _records(copied)
     with storage.sessions() as session:
-        assert session.scalars(select(StudyRecord)).one().model["content"] == _content(started.folder / "pipe")
+        assert session.scalars(select(StudyRecord)).one().model["content"] == _content(copied.folder / "pipe")
         assert session.query(Generation).count() > made
     storage.close()
-    _change_one_number(started.folder / "pipe/text_encoder/model.safetensors")
-    assert "model.text_encoder" in started.scope("run", "study.yaml").stderr
+    _change_one_number(copied.folder / "pipe/text_encoder/model.safetensors")
+    assert "model.text_encoder" in copied.scope("run", "study.yaml").stderr
 
 
-def test_verify_says_that_another_decoder_was_used(started: Workplace) -> None:
-    _change_one_number(started.folder / "pipe/vae/diffusion_pytorch_model.safetensors")
-    result = started.scope("verify", "profiles/tiny.json", "--model", "pipe")
+def test_verify_says_that_another_decoder_was_used(copied: Workplace) -> None:
+    _change_one_number(copied.folder / "pipe/vae/diffusion_pytorch_model.safetensors")
+    result = copied.scope("verify", "profiles/tiny.json", "--model", "pipe")
     assert result.exit_code == 0, result.output
     assert "content.vae" in result.stdout
 

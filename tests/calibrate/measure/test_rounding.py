@@ -88,10 +88,10 @@ def test_a_profile_that_cannot_be_applied_is_not_written(
 
 
 def test_a_profile_that_cannot_be_read_again_is_not_written(
-    finished: Workplace, tmp_path, monkeypatch: pytest.MonkeyPatch
+    copied: Workplace, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StockRounding, "run", lambda *_: float("nan"))
-    result = finished.scope("export", "study.yaml", "--output", str(tmp_path / "out/profile.json"))
+    result = copied.scope("export", "study.yaml", "--output", str(tmp_path / "out/profile.json"))
     assert result.exit_code == 2, result.output
     assert "evidence.exact.stock_rounding: must be finite" in result.stderr
     assert not (tmp_path / "out").exists()

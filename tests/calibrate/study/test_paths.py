@@ -56,21 +56,21 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module")
-def copied(finished: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def with_loop(ran_once: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A finished study's folder, free to be changed, with a link that leads to itself."""
-    folder = shutil.copytree(finished.folder, tmp_path_factory.mktemp("copied") / "work")
+    folder = shutil.copytree(ran_once.folder, tmp_path_factory.mktemp("copied") / "work")
     (folder / "loop").symlink_to("loop")
     return Workplace(folder, folder / "study.yaml")
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 @pytest.mark.parametrize("path", ["study.yaml/x", "x" * 300, "loop/x", "pipe"], ids=["below", "long", "loop", "folder"])
-def test_a_path_that_leads_nowhere_is_one_sentence(copied: Workplace, command: list[str], path: str) -> None:
+def test_a_path_that_leads_nowhere_is_one_sentence(with_loop: Workplace, command: list[str], path: str) -> None:
     if path == "pipe" and "--model" in command:
         pytest.skip("that is the model's folder")
-    before = sorted(copied.folder.iterdir())
-    _assert_refused(copied.scope(*(part.format(path) for part in command)), path)
-    assert sorted(copied.folder.iterdir()) == before
+    before = sorted(with_loop.folder.iterdir())
+    _assert_refused(with_loop.scope(*(part.format(path) for part in command)), path)
+    assert sorted(with_loop.folder.iterdir()) == before
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,11 @@ def test_where_the_profile_goes_is_looked_at_before_anything_runs(
 
 
 @pytest.mark.parametrize("path", ["study.yaml", "runs/tiny.db", "pipe", "x" * 250])
-def test_lists_do_not_overwrite_the_study(copied: Workplace, path: str) -> None:
-    before = (copied.folder / "study.yaml").read_bytes()
-    _assert_refused(copied.scope("generations", "study.yaml", "--output", path), "--output: ", path)
-    assert (copied.folder / "study.yaml").read_bytes() == before
-    assert json.loads(copied.scope("status", "study.yaml", "--json").stdout)["candidates"] == 5
+def test_lists_do_not_overwrite_the_study(with_loop: Workplace, path: str) -> None:
+    before = (with_loop.folder / "study.yaml").read_bytes()
+    _assert_refused(with_loop.scope("generations", "study.yaml", "--output", path), "--output: ", path)
+    assert (with_loop.folder / "study.yaml").read_bytes() == before
+    assert json.loads(with_loop.scope("status", "study.yaml", "--json").stdout)["candidates"] == 5
 
 
 @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ def test_other_failures_are_not_taken_for_memory() -> None:
 
 @pytest.mark.parametrize("suffix", ["best.mp4", "best-front.png", "best.json"])
 def test_a_disk_that_fills_up_in_an_export_leaves_nothing_half_written(
-    copied: Workplace, monkeypatch: pytest.MonkeyPatch, suffix: str
+    with_loop: Workplace, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    folder = copied.folder / "exported"
+    folder = with_loop.folder / "exported"
     shutil.rmtree(folder, ignore_errors=True)
     real = os.fsync
 
@@ -222,17 +222,17 @@ def test_a_disk_that_fills_up_in_an_export_leaves_nothing_half_written(
         real(descriptor)
 
     monkeypatch.setattr("os.fsync", full)
-    result = copied.scope("export", "study.yaml", "--output", "exported/best.json")
+    result = with_loop.scope("export", "study.yaml", "--output", "exported/best.json")
     _assert_refused(result, f"exported/{suffix}: the disk is full")
     assert all(not path.name.startswith(".") and path.name != suffix for path in folder.iterdir())
     assert not (folder / "best.json").exists()
 
 
-def test_a_profile_is_replaced_and_nothing_else(copied: Workplace) -> None:
-    assert copied.scope("export", "study.yaml", "--output", "again.json").exit_code == 0
-    assert copied.scope("export", "study.yaml", "--output", "again.json").exit_code == 0
-    path = copied.folder / "again.json"
+def test_a_profile_is_replaced_and_nothing_else(with_loop: Workplace) -> None:
+    assert with_loop.scope("export", "study.yaml", "--output", "again.json").exit_code == 0
+    assert with_loop.scope("export", "study.yaml", "--output", "again.json").exit_code == 0
+    path = with_loop.folder / "again.json"
     assert Profile.load(path)
     path.write_text('{"format": "notes"}')
-    _assert_refused(copied.scope("export", "study.yaml", "--output", "again.json"), "is no profile")
+    _assert_refused(with_loop.scope("export", "study.yaml", "--output", "again.json"), "is no profile")
     assert path.read_text() == '{"format": "notes"}'
