@@ -19,7 +19,7 @@ import pytest
 
 from calibrate import workflow
 from calibrate.pool import opening
-from tests.calibrate.conftest import Workplace
+from tests.calibrate.conftest import TINY_STUDY, Workplace
 from tests.calibrate.pool.conftest import Nodes
 
 REPOSITORY = Path(__file__).parents[3]
@@ -139,7 +139,9 @@ def _rays_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
 @pytest.mark.slow
 def test_a_run_on_ray_is_stopped_killed_and_completed(make_workplace: Callable[..., Workplace]) -> None:
     # So many that it cannot have come to its end before it is stopped.
-    workplace = make_workplace(name="stopped", budget={"trials": 200})
+    workplace = make_workplace(
+        name="stopped", search=TINY_STUDY["search"] | {"method": "replay"}, budget={"trials": 200}
+    )
     devices = ("--devices", "2")
     for number, sent in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGKILL)):
         process = _start(workplace, *devices)

@@ -26,7 +26,7 @@ from calibrate.results.result import RESULT
 from calibrate.search.driver import Driver
 from calibrate.search.optuna_study import FAILURE, open_optuna_study
 from calibrate.store import Storage, Store
-from tests.calibrate.conftest import Workplace
+from tests.calibrate.conftest import TINY_STUDY, Workplace
 from tests.calibrate.pool.conftest import Nodes
 
 ray_pool = pytest.importorskip("calibrate.pool.ray_pool")
@@ -36,12 +36,12 @@ PLANNED = [
     for warmup, skip in ((4, 3), (3, 4), (2, 4), (4, 2), (2, 1), (1, 3), (3, 2), (1, 4), (2, 3))
 ]
 FIXED_STUDY: dict[str, Any] = {
-    "search": {"max_skip": {"low": 1, "high": 4}, "warmup": {"low": 1, "high": 4}, "candidates": PLANNED},
+    "search": TINY_STUDY["search"] | {"candidates": PLANNED},
     "floors": {"psnr_db": 20.0, "psnr_worst_prompt_db": None},
     "budget": {"trials": len(PLANNED)},
 }
 # While generations run, and then right after one that nobody disturbed, of which a slow machine has fewer.
-KILLS = {"at work": 8, "done": 3}
+KILLS = {"at work": 5, "done": 2}
 
 
 class Outcome(NamedTuple):

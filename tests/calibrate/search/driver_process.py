@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from calibrate import workflow
+from calibrate.families.skyreels_v2 import target  # noqa: F401 - what loading the pipeline would import first
 from calibrate.progress import Narrator
 from calibrate.session import open_session
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,19 +15,7 @@ from safetensors.torch import load
 from sqlalchemy import create_engine, text
 
 from tests.calibrate.conftest import Workplace
-
-REPOSITORY = Path(__file__).parents[3]
-
-
-def _start(workplace: Workplace) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "calibrate.cli", "run", "study.yaml"],
-        cwd=workplace.folder,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+from tests.calibrate.search import driver_process
 
 
 def _count(url: str, query: str) -> int:
@@ -42,9 +27,9 @@ def _count(url: str, query: str) -> int:
         engine.dispose()
 
 
-def _wait_for_candidates(url: str, database: Path | None, number: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for_candidates(url: str, database: Path | None, number: int, process: Any) -> None:
     """Waits until the run has recorded so many candidate generations; polling must not make the database."""
-    while process.poll() is None:
+    while process.is_alive():
         try:
             made = database is None or database.exists()
             if made and _count(url, "SELECT COUNT(*) FROM scope_generation WHERE kind = 'candidate'") >= number:
@@ -52,21 +37,22 @@ def _wait_for_candidates(url: str, database: Path | None, number: int, process: 
         except Exception:
             pass  # the tables are not there yet
         time.sleep(0.1)
-    pytest.fail(f"the run ended before it was killed: {process.stderr.read().decode() if process.stderr else ''}")
+    pytest.fail("the run ended before it was killed")
 
 
 def test_a_killed_run_is_completed_by_the_same_command(
-    make_workplace: Callable[..., Workplace], database_url: str
+    make_workplace: Callable[..., Workplace], forkserver: Any, database_url: str
 ) -> None:
     workplace = make_workplace(storage=database_url, budget={"trials": 4}, name="killed")
     database = Path(database_url.removeprefix("sqlite:///")) if database_url.startswith("sqlite") else None
     chance = random.Random()
     for already in (chance.randint(0, 2), chance.randint(3, 6)):
-        process = _start(workplace)
+        process = forkserver.Process(target=driver_process.run, args=(str(workplace.folder),))
+        process.start()
         _wait_for_candidates(database_url, database, already, process)
         time.sleep(chance.uniform(0, 0.4))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
 
     result = workplace.scope("run", "study.yaml", "--json")
     assert result.exit_code == 0, result.output
