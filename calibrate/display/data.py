@@ -191,7 +191,7 @@ def _load(storage: Storage, name: str) -> StudyData:
     earlier = (
         StudyData(**shared, **_figures(trials, results, before, scores), unseen=exported[before]) if versions else None
     )
-    promises = _promises(storage, record, study)
+    promises = _promises(storage, record, study, results)
     return StudyData(
         **shared,
         **_figures(trials, results, METRIC_VERSION, scores),
@@ -201,7 +201,7 @@ def _load(storage: Storage, name: str) -> StudyData:
     )
 
 
-def _promises(storage: Storage, record: StudyRecord, study: Study) -> PromiseTable | None:
+def _promises(storage: Storage, record: StudyRecord, study: Study, results: Sequence[Result]) -> PromiseTable | None:
     """What can be promised by what is recorded."""
     if study.guarantee is None:
         return None
@@ -210,7 +210,11 @@ def _promises(storage: Storage, record: StudyRecord, study: Study) -> PromiseTab
     def complete(kind: str, trials: Sequence[int]) -> Sequence[Generation]:
         return browse.complete(storage, record.id, kind, METRIC_VERSION, trials)
 
-    return recorded_table(study.guarantee, study.floors, study.guarantee_cases, study.search_cases, sequences, complete)
+    by_trial = {result.trial: result for result in results}
+    return recorded_table(
+        study.guarantee, study.floors, study.guarantee_cases, study.search_cases, sequences, complete,
+        lambda trials: [by_trial[number] for number in trials],
+    )  # fmt: skip
 
 
 def _held_out(profiles: Sequence[ProfileRecord], version: int) -> dict[int, Unseen]:

@@ -108,6 +108,11 @@ class Result:
         return self.speedup_denoise if self.paired else self.speedup_evaluations
 
     @property
+    def set_up(self) -> Preparation:
+        """What its pipeline is set up with."""
+        return Preparation() if self.preparation is None else Preparation.from_dict(self.preparation)
+
+    @property
     def kind(self) -> Kind:
         """What decides when blocks are computed: thresholds, or a plan with learned weights."""
         return LEARNED if self.policy.get("gap_weights") else THRESHOLDS
@@ -186,11 +191,14 @@ def survey(store: Store) -> list[Result]:
 
 def with_policies(store: Store, results: Sequence[Result]) -> list[Result]:
     """A few of the results of `survey` in full, in the order given."""
-    numbers = [result.trial for result in results]
-    full = {
-        result.trial: result for result in _distinct(attributes_of(store.storage, store.study.name, RESULT, numbers))
-    }
-    return [full[number] for number in numbers]
+    return results_of_trials(store, [result.trial for result in results])
+
+
+def results_of_trials(store: Store, trials: Sequence[int]) -> list[Result]:
+    """The results of some trials that were measured, in the order given."""
+    found = _distinct(attributes_of(store.storage, store.study.name, RESULT, trials))
+    full = {result.trial: result for result in found}
+    return [full[number] for number in trials]
 
 
 def _distinct(found: Iterable[dict[str, Any]]) -> list[Result]:

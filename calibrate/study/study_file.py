@@ -99,12 +99,11 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _prepared_alone(self) -> Self:
-        for field, value in (("guarantee", self.guarantee), ("search.learned", self.search.learned)):
-            if value is not None and self.search.prepares:
-                raise ValueError(
-                    f"{field} goes with the pipeline as it is loaded alone; leave it out, or search.attention_backend, "
-                    "search.weights and search.compile"
-                )
+        if self.search.learned is not None and self.search.prepares:
+            raise ValueError(
+                "search.learned goes with the pipeline as it is loaded alone; leave it out, or "
+                "search.attention_backend, search.weights and search.compile"
+            )
         return self
 
     @model_validator(mode="after")

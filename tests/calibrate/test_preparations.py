@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from calibrate.errors import CalibrateError
+from calibrate.export.guarantee import GuaranteeTests
 from calibrate.families import FAMILIES
-from calibrate.results.result import load_results, told_preparation
+from calibrate.results.result import Result, load_results, told_preparation
 from calibrate.search.preparations import _slower, share
 from calibrate.spec.generation import Case
 from calibrate.spec.search_space import Backend, Weights
-from calibrate.store import PAIRED_STOCK, PREPARATION, Storage, Store, policy_digest
+from calibrate.store import GUARANTEE, GUARANTEE_STOCK, PAIRED_STOCK, PREPARATION, Storage, Store, policy_digest
 from calibrate.study.study_file import Study, StudyFile
 from scope_runtime import Preparation, Profile, apply_scope
 from scope_runtime.preparation import ATTENTION_BACKENDS, WEIGHTS
@@ -35,17 +36,40 @@ CHOICES = {
     "floors": {"psnr_db": 5.0, "psnr_worst_prompt_db": 5.0, "safety_margin_db": 0.0},
     "budget": {"trials": 2},
     "timing": {"max_repeats": 0},
+    # Of two cases none may miss for this.
+    "guarantee": {"share": 0.5, "confidence": 0.75},
+    "guarantee_cases": [{"prompt": f"a red circle moving {way}", "seed": 9} for way in ("up", "down")],
 }
 
 
 @pytest.fixture(scope="module")
 def chosen(make_workplace: Callable[..., Workplace]) -> Workplace:
+    """A study that was stopped within the test of its second policy, and continued to its end."""
     workplace = make_workplace(**CHOICES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calibrate.search.preparations._SLOWER", 0.0)  # which is faster here is not what is asked
-        result = workplace.scope("run", "study.yaml")
+        # Which is faster here is not what is asked: all are searched, and all that was measured is tested.
+        patch.setattr("calibrate.search.preparations._SLOWER", 0.0)
+        patch.setattr("calibrate.export.guarantee.sequence_of", lambda results, *_: sorted(results, key=_speed))
+        with pytest.MonkeyPatch.context() as killed:
+            recorded, record = [], GuaranteeTests._record
+
+            def stop(tests: GuaranteeTests, *measured: Any) -> Any:
+                recorded.append(record(tests, *measured))
+                if len(recorded) == 3:
+                    raise KeyboardInterrupt
+                return recorded[-1]
+
+            killed.setattr(GuaranteeTests, "_record", stop)
+            stopped = workplace.scope("run", "study.yaml")
+            assert stopped.exit_code == 130, stopped.output
+        result = workplace.scope("run", "study.yaml", "--json")
     assert result.exit_code == 0, result.output
+    (workplace.folder / "exported.json").write_text(result.stdout)
     return workplace
+
+
+def _speed(result: Result) -> float:
+    return result.speed
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +119,8 @@ def test_a_profile_names_what_it_needs_runs_with_prepare_and_is_verified(chosen:
     profile = Profile.load(chosen.folder / "profiles" / "half.json")
     assert profile.settings.preparation == Preparation.from_dict(BFLOAT16)
     assert profile.settings.dtype == "float32"  # of what is loaded, and of the stock clips
+    promise = profile.evidence["guarantee"]
+    assert (promise["n"], promise["misses"]) == (2, 0)
     pipe = tiny_pipeline()
     with apply_scope(pipe, profile, prepare=True, on_mismatch="raise") as scope:
         latents(pipe, **SHORT)
@@ -105,6 +131,32 @@ def test_a_profile_names_what_it_needs_runs_with_prepare_and_is_verified(chosen:
     assert verified.exit_code == 0, verified.output
     figures = json.loads(verified.stdout)
     assert figures["psnr_db"] == pytest.approx(profile.evidence["psnr_db"], abs=0.5)
+    counted = figures["promise"]
+    assert (counted["n"], counted["held"], counted["broken"]) == (1, 1, False)
+
+
+def test_a_policy_is_tested_in_the_pipeline_that_its_candidate_ran_in(chosen: Workplace, store: Store) -> None:
+    results = sorted(load_results(store), key=_speed)
+    table = json.loads((chosen.folder / "exported.json").read_text())["promises"]
+    assert table == json.loads(chosen.scope("promises", "study.yaml", "--json").output)
+    # The same policy in two pipelines is tested twice, by the order of their times, and nothing is measured again.
+    assert [(entry["trial"], entry["preparation"]) for entry in table["policies"]] == [
+        (result.trial, result.preparation) for result in results
+    ]
+    assert [entry["speed"] for entry in table["policies"]] == [result.speedup_denoise for result in results]
+    rows = store.complete(GUARANTEE)
+    assert len(rows) == len({(row.policy_digest, row.prompt) for row in rows}) == 2 * len(results)
+    for result in results:
+        own = [row for row in rows if row.trial_number == result.trial]
+        assert [row.settings.get(PREPARATION) for row in own] == [result.preparation] * 2
+        assert {row.policy_digest for row in own} == {policy_digest(result.policy, result.preparation)}
+    same = [row.metrics["psnr_db"] for row in rows if row.prompt.endswith("up") and row.metrics]
+    assert len(set(same)) == len(same)
+    stock = store.complete(GUARANTEE_STOCK)
+    assert [row.settings.get(PREPARATION) for row in stock] == [None, None]
+    told = " ".join(chosen.scope("promises", "study.yaml").output.split())
+    assert "bfloat16 weights" in told
+    assert f"{results[-1].speed:.2f}x" in told
 
 
 def test_what_is_slower_than_the_first_is_dropped() -> None:
