@@ -16,7 +16,7 @@ from calibrate.quality.score_figures import score_figures
 from calibrate.spec.floors import Floors
 from calibrate.spec.running import Rule
 from calibrate.spec.score_floor import SCORES, is_score_mean, score_of
-from calibrate.store import PREPARATION, Generation, Store
+from calibrate.store import PAIRED, PREPARATION, Generation, Store
 from calibrate.store.optuna_tables import RESULT, attributes_of, complete_attributes
 from scope_runtime import Preparation, ProfileError
 
@@ -33,8 +33,6 @@ PREPARATIONS = "preparations"
 ESTIMATE = "estimate"
 # The memory that a generation took, among its metrics.
 MEMORY = "memory_bytes"
-# Whether the stock clip was made once more beside a generation, for its time, among its metrics.
-PAIRED = "paired"
 # How many blocks the figures of a clip are of that was not finished, among its metrics.
 BLOCKS = "blocks"
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 import yaml
 
+from calibrate.doctor import _searched_equivalents
 from calibrate.errors import CalibrateError
 from calibrate.export.guarantee import GuaranteeTests
 from calibrate.families import FAMILIES
@@ -18,7 +20,17 @@ from calibrate.results.result import Result, load_results, told_preparation
 from calibrate.search.preparations import _slower, share
 from calibrate.spec.generation import Case
 from calibrate.spec.search_space import Backend, Weights
-from calibrate.store import GUARANTEE, GUARANTEE_STOCK, PAIRED_STOCK, PREPARATION, Storage, Store, policy_digest
+from calibrate.store import (
+    CANDIDATE,
+    GUARANTEE,
+    GUARANTEE_STOCK,
+    PAIRED_STOCK,
+    PREPARATION,
+    Generation,
+    Storage,
+    Store,
+    policy_digest,
+)
 from calibrate.study.study_file import Study, StudyFile
 from scope_runtime import Preparation, Profile, apply_scope
 from scope_runtime.preparation import ATTENTION_BACKENDS, WEIGHTS
@@ -157,6 +169,41 @@ def test_a_policy_is_tested_in_the_pipeline_that_its_candidate_ran_in(chosen: Wo
     told = " ".join(chosen.scope("promises", "study.yaml").output.split())
     assert "bfloat16 weights" in told
     assert f"{results[-1].speed:.2f}x" in told
+
+
+def test_what_is_spent_is_what_doctor_says_beforehand(
+    chosen: Workplace, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the shares of stock's evaluations that doctor guesses put at what they came to."""
+    study = StudyFile(chosen.study).study
+    loads = study.search.model_copy(update={"attention_backend": [None]})
+    rows = {kind: [_share(row) for row in store.complete(kind)] for kind in ("stock", PAIRED_STOCK, "exact", CANDIDATE)}
+    monkeypatch.setattr("calibrate.doctor._EXACT_SHARE", mean(rows["exact"]))
+    monkeypatch.setattr("calibrate.doctor._CANDIDATE_SHARE", mean(rows[CANDIDATE]))
+    said = _searched_equivalents(study.model_copy(update={"search": loads}))
+    # Beside what has rows of its own, every candidate took a stock run to be timed by.
+    assert store.equivalents() == pytest.approx(sum(map(sum, rows.values())) + len(load_results(store)))
+    assert store.equivalents() == pytest.approx(said)
+    assert json.loads(chosen.scope("status", "study.yaml", "--json").output)["equivalents"] == pytest.approx(said)
+
+
+def _share(row: Generation) -> float:
+    assert row.evaluations
+    assert row.stock_evaluations
+    return row.evaluations / row.stock_evaluations
+
+
+def test_the_budget_bounds_what_doctor_says_beside_the_baselines() -> None:
+    def said(**changes: Any) -> float:
+        return _searched_equivalents(Study.model_validate(TINY_STUDY | {"budget": {"trials": 6}} | changes))
+
+    baselines, candidates = 2 * (1 + 2 / 3), 6 * 2 / 3
+    ways = {"search": {"weights": [None, "bfloat16", "dynamic-int8"]}}
+    assert said() == pytest.approx(baselines + candidates)
+    assert said(**ways) == pytest.approx(3 * baselines + candidates + 6)
+    assert said(**ways, budget={"trials": 6, "equivalents": 7}) == pytest.approx(2 * 7)
+    assert said(**ways, budget={"trials": 6, "equivalents": 2}) == pytest.approx(3 * baselines)
+    assert said(**ways, budget={"trials": 1}) == pytest.approx(3 * baselines + candidates / 2 + 3)
 
 
 def test_what_is_slower_than_the_first_is_dropped() -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from calibrate.errors import CalibrateError
 from calibrate.search.optuna_study import open_optuna_study
-from calibrate.store import Generation, Storage, Store, masked_url, portable_url
+from calibrate.store import PAIRED, PAIRED_STOCK, Generation, Storage, Store, masked_url, portable_url
 from calibrate.store.models import Base
 from calibrate.store.schema import VERSION_TABLE
 
@@ -78,6 +78,18 @@ def test_held_out_runs_may_be_repeated(storage: Storage) -> None:
     store.add(_generation(store, kind="held_out_scope"))
     store.add(_generation(store, kind="held_out_scope"))
     assert store.counts() == {"held_out_scope": 2}
+
+
+def test_stock_runs_that_candidates_were_timed_beside_are_spent_too(storage: Storage) -> None:
+    """A study need not try its pipeline as it was loaded: then all stock runs are paired ones."""
+    store = _open(storage)
+    store.add(_generation(store, kind=PAIRED_STOCK, policy=None, evaluations=200))
+    store.add(_generation(store, seed=1, metrics={"psnr_db": 40.0, PAIRED: True}))
+    store.add(_generation(store, seed=2))
+    store.add(_generation(store, seed=3, metrics={"psnr_db": 40.0, PAIRED: True}, metric_version=1))
+    store.add(_generation(store, seed=4, metrics=None, state="failed"))
+    assert store.equivalents(metric_version=0) == pytest.approx(1 + 2 / 4 + 1)
+    assert store.equivalents() == pytest.approx(1 + 3 / 4 + 2)
 
 
 def test_equal_environments_share_a_row(storage: Storage) -> None:
