@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from optuna.trial import TrialState
 
 from calibrate.doctor import _searched_equivalents
 from calibrate.errors import CalibrateError
@@ -18,6 +19,7 @@ from calibrate.export.guarantee import GuaranteeTests
 from calibrate.families import FAMILIES
 from calibrate.results.result import LEARNED, THRESHOLDS, Result, load_results, told_preparation
 from calibrate.search.driver import Driver
+from calibrate.search.optuna_study import open_optuna_study
 from calibrate.search.preparations import _slower, share
 from calibrate.spec.generation import Case
 from calibrate.spec.search_space import Backend, Weights
@@ -125,11 +127,21 @@ def test_each_preparation_has_its_own_traces_candidates_and_times_beside_stock(s
     assert len(store.complete(PAIRED_STOCK)) == 1
 
 
+def test_optuna_maximises_the_time_that_candidates_are_ranked_by(store: Store) -> None:
+    told: dict[int, list[float]] = {}
+    for preparation in (Preparation(), Preparation.from_dict(BFLOAT16)):
+        trials = open_optuna_study(store, create=False, preparation=preparation).trials
+        told |= {trial.number: trial.values for trial in trials if trial.state == TrialState.COMPLETE}
+    results = load_results(store)
+    assert told == {result.trial: [result.speedup_denoise, result.figures["psnr_db"]] for result in results}
+    assert all(result.speedup_denoise != result.speedup_evaluations for result in results)
+
+
 def test_weights_are_fitted_in_the_pipeline_that_they_are_for(store: Store) -> None:
     learned = [result for result in load_results(store) if result.kind == LEARNED]
     assert [result.preparation for result in learned] == [None, BFLOAT16]
     plain, half = (result.policy for result in learned)
-    # The same plan in another pipeline has other weights, in all that outputs decide: the first recompute has none.
+    # The same plan in another pipeline has other weights.
     assert plain["plan"] == half["plan"]
     assert plain["gap_weights"]["weights"] != half["gap_weights"]["weights"]
     rows = store.complete("fit")

@@ -9,7 +9,8 @@ from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from calibrate.errors import CalibrateError
-from calibrate.search.optuna_study import open_optuna_study
+from calibrate.results.result import Result
+from calibrate.search.optuna_study import open_optuna_study, tell
 from calibrate.store import PAIRED, PAIRED_STOCK, Generation, Storage, Store, masked_url, portable_url
 from calibrate.store.models import Base
 from calibrate.store.schema import VERSION_TABLE
@@ -118,6 +119,21 @@ def test_optunas_tables_live_beside_ours(storage: Storage) -> None:
     assert optuna.load_study(
         study_name="s", storage=storage.url.render_as_string(hide_password=False)
     ).directions == [optuna.study.StudyDirection.MAXIMIZE] * 2  # fmt: skip
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_an_optuna_study_keeps_what_it_was_made_to_maximise(storage: Storage, timed: bool) -> None:
+    store = _open(storage)
+    open_optuna_study(store, create=True, timed=timed)
+    study = open_optuna_study(store, create=True, timed=not timed)
+    result = Result(0, {}, 4.0, 2.5, {"psnr_db": 30.0}, 1, None, paired=True)
+    tell(study, study.ask(), result)
+    (trial,) = study.trials
+    assert trial.values == [2.5 if timed else 4.0, 30.0]
+    assert study.metric_names == ["speed-up of denoising" if timed else "speed-up in block evaluations", "PSNR in dB"]
+    # Where it is no value it can be read beside them.
+    assert trial.user_attrs.get("speed-up in block evaluations") == (4.0 if timed else None)
+    _open(storage).rename("ours")  # either is known to be ours
 
 
 def test_a_newer_schema_is_refused(storage: Storage) -> None:
