@@ -188,11 +188,13 @@ def _memory(file: StudyFile, footprint: Footprint, parameters: int) -> Check:
 def _disk(study: Study, footprint: Footprint) -> Check:
     require_cache(study)
     there = sum(path.stat().st_size for path in study.cache_folder.glob("*.safetensors"))
-    cases = len(study.search_cases) + len(study.guarantee_cases) + len(study.fit_cases) * bool(study.search.learned)
-    need = max(0, footprint.baseline_bytes * cases - there)
+    # Those of the search cases with the traces of every way to set the pipeline up.
+    searched = len(study.search_cases) * len(study.search.preparations)
+    kept = searched + len(study.guarantee_cases) + len(study.fit_cases) * bool(study.search.learned)
+    need = max(0, footprint.baseline_bytes * kept - there)
     free = shutil.disk_usage(existing(study.cache_folder)).free
     figures = {"need_bytes": need, "free_bytes": free}
-    said = f"baselines of {cases} cases take about {_gib(need)}; {_gib(free)} free"
+    said = f"{kept} baselines take about {_gib(need)}; {_gib(free)} free"
     if there:
         said = f"{_gib(there)} of baselines are there; {said}"
     if need > free:

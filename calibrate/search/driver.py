@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import TrialState
 
 from calibrate.errors import CalibrateError
-from calibrate.measure.baseline import Baseline, Reference
+from calibrate.measure.baseline import Baseline, NotUsable, Reference
 from calibrate.measure.candidate import Measure, Measurement
 from calibrate.measure.clips import ClipShelf
 from calibrate.measure.gap_fit import Fitted, FitWeights, Truth
@@ -261,7 +261,10 @@ class Driver:
                 self._give_up(candidate)
             return
         if isinstance(job, FitWeights):
-            self._take_weights(candidate, done.result())
+            try:
+                self._take_weights(candidate, done.result())
+            except NotUsable as error:
+                self._fail(candidate, str(error))
             return
         measurement: Measurement = done.result()
         row = self._record(candidate, job.case, measurement)
