@@ -188,9 +188,9 @@ def _memory(file: StudyFile, footprint: Footprint, parameters: int) -> Check:
 def _disk(study: Study, footprint: Footprint) -> Check:
     require_cache(study)
     there = sum(path.stat().st_size for path in study.cache_folder.glob("*.safetensors"))
-    # Those of the search cases with the traces of every way to set the pipeline up.
-    searched = len(study.search_cases) * len(study.search.preparations)
-    kept = searched + len(study.guarantee_cases) + len(study.fit_cases) * bool(study.search.learned)
+    # Those with traces once for every way to set the pipeline up.
+    traced = len(study.search_cases) + len(study.fit_cases) * bool(study.search.learned)
+    kept = traced * len(study.search.preparations) + len(study.guarantee_cases)
     need = max(0, footprint.baseline_bytes * kept - there)
     free = shutil.disk_usage(existing(study.cache_folder)).free
     figures = {"need_bytes": need, "free_bytes": free}
@@ -338,7 +338,7 @@ def _searched_equivalents(study: Study) -> float:
     ways = len(search.preparations)
     candidates = max(study.budget.trials, ways)
     learned, fit_cases = (search.learned.share, len(study.fit_cases)) if search.learned else (0.0, 0)
-    baselines = (1 + _EXACT_SHARE) * (ways * cases + fit_cases)
+    baselines = (1 + _EXACT_SHARE) * ways * (cases + fit_cases)
     searched = candidates * _CANDIDATE_SHARE * (cases + learned * fit_cases)
     # Each is timed beside a stock run of one case.
     searched += candidates * search.prepares

@@ -22,6 +22,7 @@ from calibrate.export.recheck import against_promise, recheck
 from calibrate.families import FAMILIES
 from calibrate.measure.baseline import Baseline, Reference
 from calibrate.measure.describe import Describe, Description
+from calibrate.measure.gap_fit import Truth
 from calibrate.measure.paired import verdict
 from calibrate.overview import change_maps, pareto_front
 from calibrate.pool.opening import open_pool
@@ -33,7 +34,7 @@ from calibrate.results.promises import promise_in, require_promise
 from calibrate.search.baselines import Baselines
 from calibrate.search.driver import Driver
 from calibrate.search.optuna_study import enqueue, open_optuna_study
-from calibrate.search.preparations import fit_truth, share, usable
+from calibrate.search.preparations import share, usable
 from calibrate.search.presence import keep_presence
 from calibrate.search.warm_start import first_candidates
 from calibrate.session import Session, open_session
@@ -107,9 +108,9 @@ def _search(
     """Baselines and search; of the minutes in the budget, what tests and export will take is left over."""
     study, narrator = session.file.study, session.narrator
     optuna_study = open_optuna_study(store, create=True, timed=study.search.prepares)
+    cases = [*study.search_cases, *(study.fit_cases if study.search.learned else ())]
     narrator.say(f"Traces for replay, per prompt: {target.trace_size}")
-    prepared = usable(study, store, optuna_study, pool, target, narrator)
-    truth = fit_truth(study, store, pool, target, narrator) if study.search.learned else None
+    prepared = usable(study, cases, store, optuna_study, pool, target, narrator)
     minutes, stock_scores = study.budget.minutes, None
     baselines = [baseline for entry in prepared for baseline in entry.made.values()]
     reserve = test_seconds + _export_seconds(baselines, len(study.held_out_cases) + study.timing.max_repeats)
@@ -117,6 +118,7 @@ def _search(
     for number, entry in enumerate(prepared):
         searched = {case: entry.made[case] for case in study.search_cases}
         references = {case: baseline.reference(entry.baselines.path(case)) for case, baseline in searched.items()}
+        truth = Truth.of([entry.made[case] for case in study.fit_cases]) if study.search.learned else None
         if stock_scores is None:
             stock_scores = _stock_scores(session, entry.baselines, references)
         own = open_optuna_study(store, create=False, preparation=entry.preparation)

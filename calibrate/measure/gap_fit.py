@@ -10,8 +10,8 @@ the same, so both come from stepping copies of it), the weights are
 
     W = W0 + argmin_dW  sum over clips |X - A - sum_j dW_j R_j|^2 + lambda |dW|^2
 
-where X is the full run's state at k + g. They are applied, and the next gap sees the error that is left. The full run
-is that of the pipeline as it was loaded, with which clips are compared, whatever the one of the fit is set up with.
+where X is the state at k + g of the full run in a pipeline that is set up alike. They are applied, and the next gap
+sees the error that is left.
 
 Of a video of several windows, such as one made chunk by chunk, the first has weights of its own, for nothing comes
 before it; those of the second hold for all that follow.
@@ -51,7 +51,7 @@ Weights = Mapping[tuple[int, int, str], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Truth:
-    """States of full runs that a fit aims at: those of the pipeline as it was loaded.
+    """States of full runs that a fit aims at, in a pipeline that is set up as that of the fit.
 
     Attributes:
         windows: After every step of every block [clips, steps, blocks, elements], for each window.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ import optuna
 from calibrate.errors import CalibrateError
 from calibrate.measure.baseline import Baseline, NotUsable, Timings
 from calibrate.measure.describe import Description
-from calibrate.measure.gap_fit import Truth
 from calibrate.pool.pool import Pool
 from calibrate.progress import Narrator
 from calibrate.results.result import PREPARATIONS
@@ -33,7 +32,7 @@ class Prepared:
     Attributes:
         preparation: What is set up.
         baselines: Where its files are.
-        made: The baselines of the search cases; traces are those of the pipeline that is set up so.
+        made: The baselines of all cases; traces are those of the pipeline that is set up so.
     """
 
     preparation: Preparation
@@ -43,6 +42,7 @@ class Prepared:
 
 def usable(
     study: Study,
+    cases: Sequence[Case],
     store: Store,
     optuna_study: optuna.Study,
     pool: Pool,
@@ -54,7 +54,6 @@ def usable(
     Raises:
         CalibrateError: If the first one cannot be used: the others are held against it.
     """
-    cases = study.search_cases
     found: list[Prepared] = []
     records: list[dict[str, Any]] = []
     for preparation in study.search.preparations:
@@ -88,27 +87,14 @@ def usable(
     return found
 
 
-def fit_truth(study: Study, store: Store, pool: Pool, target: Description, narrator: Narrator) -> Truth:
-    """What weights are fitted to: full runs of the fit cases in the pipeline as it was loaded, however it is set up."""
-    baselines = Baselines(pool, target, study.generation, store, study.cache_folder, narrator.say)
-    narrator.stage("Baselines of the fit cases: stock and exact", len(study.fit_cases))
-    made = {baseline.case: baseline for baseline in _told(baselines, study.fit_cases, narrator)}
-    return Truth.of([made[case] for case in study.fit_cases])
-
-
 def _make(prepared: Prepared, cases: Sequence[Case], narrator: Narrator) -> None:
-    for baseline in _told(prepared.baselines, cases, narrator):
+    for baseline, reused in prepared.baselines.all(cases):
         prepared.made[baseline.case] = baseline
-
-
-def _told(baselines: Baselines, cases: Sequence[Case], narrator: Narrator) -> Iterator[Baseline]:
-    for baseline, reused in baselines.all(cases):
         timings = baseline.timings
         narrator.advance(
             f"{baseline.case.label}: stock {timings.stock_seconds:.1f} s, exact {timings.exact_seconds:.1f} s"
             + (" (kept from before)" if reused else "")
         )
-        yield baseline
 
 
 def _slower(made: dict[Case, Baseline], others: Sequence[Prepared]) -> str | None:
