@@ -259,7 +259,7 @@ def _status_table(state: dict[str, Any]) -> Table:
     table.add_row("best on search prompts", _describe(state["best"]) if state["best"] else "none above the floors yet")
     if state["guarantee"]:
         best = state["guarantee"]["best"]
-        told = f"trial {best['trial']}, {best['speedup_evaluations']:.2f}x" if best else "not passed by any policy yet"
+        told = f"{best['told']}, {best['speed']:.2f}x" if best else "not passed by any policy yet"
         table.add_row("guarantee", f"{told}: {state['guarantee']['statement']}")
     if state["exported"]:
         table.add_row("held out, newest profile", _describe_evidence(state["exported"]))
@@ -457,16 +457,22 @@ def _table_beside_failure() -> Iterator[None]:
 
 def _print_promises(promised: dict[str, Any], console: PlainConsole) -> None:
     """The study's own wish, and the table of others."""
+    from calibrate.results.result import told_preparation
+
     own = "the study's guarantee" if promised["declared"] else "the study's guarantee, changed after it was tested"
-    told = f"trial {promised['best']['trial']} passed" if promised["best"] else "no policy has passed"
+    told = f"{promised['best']['told']} passed" if promised["best"] else "no policy has passed"
     console.print(f"Asked for ({own}): {promised['statement']} {told[0].upper()}{told[1:]}.", highlight=False)
-    tested = Table("trial", "fewer evaluations", "cases", "misses", "guarantee", title="Tested, careful ones first")
+    prepares = any(entry["speedup_denoise"] is not None for entry in promised["policies"])
+    paired = ["denoising faster", "set up"] if prepares else []
+    title = "Tested, careful ones first"
+    tested = Table("trial", "fewer evaluations", *paired, "cases", "misses", "guarantee", title=title)
     for entry in promised["policies"]:
         passed = {True: "passed", False: "failed", None: "open" if entry["measured"] else "not tested"}[entry["passed"]]
         speedup = entry["speedup_evaluations"]
         tested.add_row(
-            str(entry["trial"]), f"{speedup:.2f}x" if speedup else "", f"{entry['measured']} of {promised['cases']}",
-            str(entry["misses"]), entry["failed"] or passed,
+            str(entry["trial"]), f"{speedup:.2f}x" if speedup else "",
+            *([f"{entry['speed']:.2f}x", told_preparation(entry["preparation"])] if paired else []),
+            f"{entry['measured']} of {promised['cases']}", str(entry["misses"]), entry["failed"] or passed,
         )  # fmt: skip
     console.print(tested)
     cells = promised["cells"]
@@ -476,7 +482,8 @@ def _print_promises(promised: dict[str, Any], console: PlainConsole) -> None:
         row = {cell["share"]: _told_cell(cell, promised["cases"]) for cell in cells if cell["floor_db"] == floor}
         table.add_row(f"{floor:g} dB", *(row.get(share, "the guarantee") for share in shares))
     table.caption = (
-        f"The fastest policy that passes at confidence {promised['confidence']:.4g}; with *, the fastest that does at "
+        f"The fastest policy{' (denoising)' if prepares else ''} that passes at confidence "
+        f"{promised['confidence']:.4g}; with *, the fastest that does at "
         f"{promised['corrected_confidence']:.4g}, which is corrected for picking one of {promised['corrected_for']} "
         "after looking: export that with --promise"
     )
@@ -493,9 +500,9 @@ def _told_cell(cell: dict[str, Any], cases: int) -> str:
         return f"takes {cell['takes']} cases"
     if best is None and corrected is None:
         return "none"
-    told = [] if best is None or best == corrected else [f"{best['speedup_evaluations']:.2f}x (trial {best['trial']})"]
+    told = [] if best is None or best == corrected else [f"{best['speed']:.2f}x ({best['told']})"]
     if corrected is not None:
-        told.append(f"{corrected['speedup_evaluations']:.2f}x* (trial {corrected['trial']})")
+        told.append(f"{corrected['speed']:.2f}x* ({corrected['told']})")
     return ", ".join(told)
 
 

@@ -188,11 +188,13 @@ def _memory(file: StudyFile, footprint: Footprint, parameters: int) -> Check:
 def _disk(study: Study, footprint: Footprint) -> Check:
     require_cache(study)
     there = sum(path.stat().st_size for path in study.cache_folder.glob("*.safetensors"))
-    cases = len(study.search_cases) + len(study.guarantee_cases) + len(study.fit_cases) * bool(study.search.learned)
-    need = max(0, footprint.baseline_bytes * cases - there)
+    # Those with traces once for every way to set the pipeline up.
+    traced = len(study.search_cases) + len(study.fit_cases) * bool(study.search.learned)
+    kept = traced * len(study.search.preparations) + len(study.guarantee_cases)
+    need = max(0, footprint.baseline_bytes * kept - there)
     free = shutil.disk_usage(existing(study.cache_folder)).free
     figures = {"need_bytes": need, "free_bytes": free}
-    said = f"baselines of {cases} cases take about {_gib(need)}; {_gib(free)} free"
+    said = f"{kept} baselines take about {_gib(need)}; {_gib(free)} free"
     if there:
         said = f"{_gib(there)} of baselines are there; {said}"
     if need > free:
@@ -320,17 +322,29 @@ def _time(study: Study, footprint: Footprint) -> Check:
 
 def _equivalents(study: Study) -> float:
     """Stock generations that the whole study takes as long as."""
-    searched = 1 + _EXACT_SHARE + study.budget.trials * _CANDIDATE_SHARE
-    if study.budget.equivalents is not None:
-        searched = min(searched, study.budget.equivalents)
-    held_out = 1 + _EXACT_SHARE + _CANDIDATE_SHARE
+    # A pipeline that was set up just now is run once before its time is taken.
+    held_out = 1 + _EXACT_SHARE + (1 + study.search.prepares) * _CANDIDATE_SHARE
     most_policies = study.guarantee.most_policies if study.guarantee else 0
     guaranteed = 1 + most_policies * _CANDIDATE_SHARE
-    return (
-        len(study.search_cases) * searched
-        + len(study.held_out_cases) * held_out
-        + len(study.guarantee_cases) * guaranteed
-    )
+    return _searched_equivalents(study) + len(study.held_out_cases) * held_out + len(study.guarantee_cases) * guaranteed
+
+
+def _searched_equivalents(study: Study) -> float:
+    """Those of baselines, fits and candidates, which `budget.equivalents` bounds, once there are baselines.
+
+    Whether a way to set the pipeline up is worth searching is not known yet: all are taken to be.
+    """
+    search, cases = study.search, len(study.search_cases)
+    ways = len(search.preparations)
+    candidates = max(study.budget.trials, ways)
+    learned, fit_cases = (search.learned.share, len(study.fit_cases)) if search.learned else (0.0, 0)
+    baselines = (1 + _EXACT_SHARE) * ways * (cases + fit_cases)
+    searched = candidates * _CANDIDATE_SHARE * (cases + learned * fit_cases)
+    # Each is timed beside a stock run of one case.
+    searched += candidates * search.prepares
+    if study.budget.equivalents is not None:
+        searched = min(searched, max(0.0, study.budget.equivalents * cases - baselines))
+    return baselines + searched
 
 
 def _measured_seconds(study: Study) -> float | None:

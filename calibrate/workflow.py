@@ -107,7 +107,7 @@ def _search(
 ) -> None:
     """Baselines and search; of the minutes in the budget, what tests and export will take is left over."""
     study, narrator = session.file.study, session.narrator
-    optuna_study = open_optuna_study(store, create=True)
+    optuna_study = open_optuna_study(store, create=True, timed=study.search.prepares)
     cases = [*study.search_cases, *(study.fit_cases if study.search.learned else ())]
     narrator.say(f"Traces for replay, per prompt: {target.trace_size}")
     prepared = usable(study, cases, store, optuna_study, pool, target, narrator)

@@ -27,7 +27,7 @@ from calibrate.results.result import (
 )
 from calibrate.results.sequence import SEQUENCES, sequences_in
 from calibrate.spec.floors import Floors
-from calibrate.store import Generation, ProfileRecord, Storage, StudyRecord, browse
+from calibrate.store import PAIRED_STOCK, Generation, ProfileRecord, Storage, StudyRecord, browse
 from calibrate.store.optuna_tables import study_attribute
 from calibrate.study.study_file import Study, recorded_study
 
@@ -110,11 +110,16 @@ class StudyData:
         return [kind for kind in KINDS if kind in found]
 
     @property
+    def stock(self) -> browse.Means | None:
+        """The means of stock runs; None before the baselines."""
+        return self.means.get("stock") or self.means.get(PAIRED_STOCK)
+
+    @property
     def exact_speedup(self) -> dict[str, float]:
         """What exact mode gains, by speed-up kind; empty before the baselines."""
-        if not {"stock", "exact"} <= self.means.keys():
+        stock, exact = self.stock, self.means.get("exact")
+        if stock is None or exact is None:
             return {}
-        stock, exact = self.means["stock"], self.means["exact"]
         return {
             "speedup_evaluations": stock.evaluations / exact.evaluations,
             "speedup_denoise": stock.seconds_denoise / exact.seconds_denoise,
@@ -126,9 +131,9 @@ class StudyData:
         budget, prompts = self.study.budget, len(self.study.search_cases)
         share = len(self.results) / budget.trials
         if budget.equivalents is not None:
-            stock = self.means.get("stock")
+            stock = self.stock
             others = [m.generations * m.evaluations / stock.evaluations for m in self.means.values()] if stock else []
-            searched = [result.cases / result.speedup_evaluations for result in self.results.values()]
+            searched = [r.cases / r.speedup_evaluations + r.paired for r in self.results.values()]
             share = max(share, (sum(others) + sum(searched)) / prompts / budget.equivalents)
         return min(1.0, share)
 
@@ -191,7 +196,7 @@ def _load(storage: Storage, name: str) -> StudyData:
     earlier = (
         StudyData(**shared, **_figures(trials, results, before, scores), unseen=exported[before]) if versions else None
     )
-    promises = _promises(storage, record, study)
+    promises = _promises(storage, record, study, results)
     return StudyData(
         **shared,
         **_figures(trials, results, METRIC_VERSION, scores),
@@ -201,7 +206,7 @@ def _load(storage: Storage, name: str) -> StudyData:
     )
 
 
-def _promises(storage: Storage, record: StudyRecord, study: Study) -> PromiseTable | None:
+def _promises(storage: Storage, record: StudyRecord, study: Study, results: Sequence[Result]) -> PromiseTable | None:
     """What can be promised by what is recorded."""
     if study.guarantee is None:
         return None
@@ -210,7 +215,11 @@ def _promises(storage: Storage, record: StudyRecord, study: Study) -> PromiseTab
     def complete(kind: str, trials: Sequence[int]) -> Sequence[Generation]:
         return browse.complete(storage, record.id, kind, METRIC_VERSION, trials)
 
-    return recorded_table(study.guarantee, study.floors, study.guarantee_cases, study.search_cases, sequences, complete)
+    by_trial = {result.trial: result for result in results}
+    return recorded_table(
+        study.guarantee, study.floors, study.guarantee_cases, study.search_cases, sequences, complete,
+        lambda trials: [by_trial[number] for number in trials],
+    )  # fmt: skip
 
 
 def _held_out(profiles: Sequence[ProfileRecord], version: int) -> dict[int, Unseen]:

@@ -19,7 +19,7 @@ from calibrate.display.data import StudyData, Unseen, best_point, front
 from calibrate.display.measures import Measure
 from calibrate.progress import printable
 from calibrate.results.guarantee import cases_needed
-from calibrate.results.promise_table import Cell, PromiseTable
+from calibrate.results.promise_table import Cell, PromiseTable, told_trial
 from calibrate.results.result import LEARNED, THRESHOLDS, Kind, Result, told_preparation
 from calibrate.spec.floors import Floors
 from calibrate.store import Generation
@@ -146,7 +146,7 @@ def promise_changed(table: PromiseTable) -> str:
 def promise_passed(table: PromiseTable) -> str:
     """The fastest policy that passed for the wish."""
     best = table.best
-    return "No policy has passed." if best is None else f"Trial {best.trial} passed: {best.speedup:.2f}x."
+    return "No policy has passed." if best is None else sentence(f"{told_trial(best)} passed: {best.speed:.2f}x")
 
 
 def promise_columns(table: PromiseTable) -> dict[str, list[str]]:
@@ -165,8 +165,9 @@ def promise_columns(table: PromiseTable) -> dict[str, list[str]]:
 def promise_note(table: PromiseTable) -> str:
     """How to read `promise_columns`."""
     return (
-        f"Measured on {prompts(len(table.cases), 'guarantee ')}: the fastest policy that passes an exact test with "
-        f"confidence {table.wish.confidence:.4g}. With a star, the fastest that does with "
+        f"Measured on {prompts(len(table.cases), 'guarantee ')}: the fastest policy"
+        f"{' (denoising)' if table.timed else ''} that passes an exact test with confidence "
+        f"{table.wish.confidence:.4g}. With a star, the fastest that does with "
         f"{table.corrected_confidence:.4g}, which is corrected for picking one of {table.corrected_for} promises after "
         "looking; `scope-calibrate export --promise FLOOR,SHARE` takes that one."
     )
@@ -182,8 +183,8 @@ def promised_cell(cell: Cell, cases: int) -> str:
     if cell.promise.test(cases) is None:
         return f"takes {cases_needed(cell.promise.share, cell.promise.confidence)} cases"
     best, corrected = cell.best, cell.corrected_best
-    told = [f"{best.speedup:.2f}x (trial {best.trial})"] if best is not None and best is not corrected else []
-    told += [f"{corrected.speedup:.2f}x* (trial {corrected.trial})"] if corrected is not None else []
+    told = [f"{best.speed:.2f}x ({told_trial(best)})"] if best is not None and best is not corrected else []
+    told += [f"{corrected.speed:.2f}x* ({told_trial(corrected)})"] if corrected is not None else []
     return ", ".join(told) or "none"
 
 

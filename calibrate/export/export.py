@@ -33,7 +33,7 @@ from calibrate.store import CONTENT, Generation, Store, portable_url, refuse_cha
 from calibrate.study.outputs import companions, require_profile_path
 from calibrate.study.promised import recorded_promises
 from calibrate.study.study_file import StudyFile
-from scope_runtime import Policy, Preparation, Profile, ProfileError, Settings
+from scope_runtime import Policy, Profile, ProfileError, Settings
 from scope_runtime.evidence import REQUIRED_EVIDENCE
 
 
@@ -206,11 +206,11 @@ class Exporter:
             passed = passed_in_turn(promise, table.sequence)
         if not passed:
             raise NothingPromised(_nothing_passed(table, promise, asked), table)
-        fast = [t for t in passed if (t.speedup or 0.0) >= (export.min_speedup or 0.0)]
+        fast = [t for t in passed if (t.speed or 0.0) >= (export.min_speedup or 0.0)]
         if not fast:
             raise NothingPromised(
                 f"export.min_speedup: no policy that passed reaches {export.min_speedup:g}x; the fastest (trial "
-                f"{passed[-1].trial}) gives {passed[-1].speedup:.2f}x; lower min_speedup, the share or the floors.",
+                f"{passed[-1].trial}) gives {passed[-1].speed:.2f}x; lower min_speedup, the share or the floors.",
                 table,
             )
         best = by_rule([find(self.results, entry.trial) for entry in fast], export.rule)
@@ -369,8 +369,7 @@ def _draft(target: Description, picked: Result, cases: int) -> Profile:
 
 def _settings(target: Description, picked: Result) -> Settings:
     """What a candidate ran with, as a profile asks for it."""
-    preparation = Preparation.from_dict(picked.preparation) if picked.preparation else Preparation()
-    return replace(target.settings, preparation=preparation)
+    return replace(target.settings, preparation=picked.set_up)
 
 
 def _reread(profile: Profile) -> Profile:

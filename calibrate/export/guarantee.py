@@ -1,4 +1,7 @@
-"""Tests candidates on the guarantee cases, one policy after the other, from careful to bold."""
+"""Tests candidates on the guarantee cases, one policy after the other, from careful to bold.
+
+What is tested is a policy in the pipeline that its candidate ran in, set up alike; stock is stock as it was loaded.
+"""
 
 from __future__ import annotations
 
@@ -155,7 +158,7 @@ class GuaranteeTests:
         waiting = deque(case for case in self.cases if case not in rows)
         running, deaths, failed = 0, Deaths(), None
         while True:
-            found = tried(result.trial, self.cases, rows, failed)
+            found = tried(result, self.cases, rows, failed)
             self.narrator.reached(len(before) * len(self.cases) + len(rows), self._most)
             while waiting and running < self.pool.size and worth_measuring(promises, [*before, found]):
                 job = self._job(result, waiting.popleft())
@@ -192,13 +195,16 @@ class GuaranteeTests:
         return row if all(score.name in scored for score in self.study.floor_scores) else None
 
     def _row(self, result: Result, case: Case) -> Generation | None:
-        return self.store.measured(GUARANTEE, result.policy, case.prompt, case.seed, metric_version=METRIC_VERSION)
+        return self.store.measured(
+            GUARANTEE, result.policy, case.prompt, case.seed,
+            metric_version=METRIC_VERSION, preparation=result.preparation,
+        )  # fmt: skip
 
     def _job(self, result: Result, case: Case) -> Measure:
         policy = Policy.from_dict(result.policy)
         return Measure(
             result.trial, policy, case, _NO_FLOORS, (), len(self.cases), None, reference=self._reference(case),
-            scores=self.study.floor_scores, stock_scores=self._stock_scores.get(case, {}),
+            scores=self.study.floor_scores, stock_scores=self._stock_scores.get(case, {}), preparation=result.set_up,
         )  # fmt: skip
 
     def _reference(self, case: Case) -> Reference:

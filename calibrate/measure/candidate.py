@@ -21,11 +21,12 @@ from calibrate.quality.metrics import METRIC_VERSION, Frames, Quality, at_best, 
 from calibrate.quality.score_figures import ClipScores
 from calibrate.quality.score_figures import at_best as scores_at_best
 from calibrate.quality.scores import Scores
-from calibrate.results.result import BLOCKS, MEMORY, PAIRED
+from calibrate.results.result import BLOCKS, MEMORY
 from calibrate.spec.floors import Floors
 from calibrate.spec.generation import Case
 from calibrate.spec.running import Score
 from calibrate.spec.score_floor import SCORES, stock_name
+from calibrate.store import PAIRED
 from scope_runtime import Policy, Preparation, run_policy
 
 UNWANTED = "stopped early: another prompt has ended the candidate"

@@ -10,7 +10,8 @@ the same, so both come from stepping copies of it), the weights are
 
     W = W0 + argmin_dW  sum over clips |X - A - sum_j dW_j R_j|^2 + lambda |dW|^2
 
-where X is the full run's state at k + g. They are applied, and the next gap sees the error that is left.
+where X is the state at k + g of the full run in a pipeline that is set up alike. They are applied, and the next gap
+sees the error that is left.
 
 Of a video of several windows, such as one made chunk by chunk, the first has weights of its own, for nothing comes
 before it; those of the second hold for all that follow.
@@ -30,12 +31,12 @@ import torch
 
 from calibrate.errors import CalibrateError
 from calibrate.families.lookahead import Lookahead
-from calibrate.families.target import Target
-from calibrate.measure import environment
-from calibrate.measure.baseline import Baseline
+from calibrate.families.target import Target, first_line
+from calibrate.measure import environment, memory
+from calibrate.measure.baseline import Baseline, NotUsable
 from calibrate.replay.trace import kept_elements
 from calibrate.spec.generation import Case
-from scope_runtime import Policy, Schedule, Settings
+from scope_runtime import Policy, Preparation, Schedule, Settings
 from scope_runtime.gap_weights import GapWeights
 from scope_runtime.policy import Mode
 
@@ -50,7 +51,7 @@ Weights = Mapping[tuple[int, int, str], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Truth:
-    """States of full runs that a fit aims at.
+    """States of full runs that a fit aims at, in a pipeline that is set up as that of the fit.
 
     Attributes:
         windows: After every step of every block [clips, steps, blocks, elements], for each window.
@@ -115,6 +116,7 @@ class FitWeights:
         depth: Raw outputs that are combined.
         cases: Prompts and seeds.
         reference: What the states of these cases should be.
+        preparation: What the pipeline is set up with.
     """
 
     trial: int
@@ -122,6 +124,7 @@ class FitWeights:
     depth: int
     cases: tuple[Case, ...]
     reference: Truth | None = None
+    preparation: Preparation = Preparation()  # noqa: RUF009 - frozen
 
     def __str__(self) -> str:
         return f"candidate {self.trial}: fitting weights on {len(self.cases)} prompts"
@@ -131,12 +134,23 @@ class FitWeights:
 
         Raises:
             CalibrateError: If the family's weights cannot be fitted.
+            NotUsable: If the run fails in a pipeline that was set up otherwise: what clips do one by one, kernels and
+                compilers may refuse of several.
         """
+        try:
+            return self._run(target)
+        except Exception as error:
+            if not self.preparation:
+                raise
+            memory.release()
+            raise NotUsable(f"fitting its weights: {type(error).__name__}: {first_line(error)}") from error
+
+    def _run(self, target: Target) -> Fitted:
         assert self.reference is not None
         assert self.policy.plan is not None
         plan = self.policy.plan
         started, start = datetime.now(UTC), time.monotonic()
-        with target.lookahead() as ahead:
+        with target.set_up(self.preparation), target.lookahead() as ahead:
             fit = GapFit(plan, self.reference, ahead, depth=self.depth)
             report = target.denoise_together(self.cases, self.policy, fit).report
         first, *later = [
@@ -154,7 +168,7 @@ class FitWeights:
             evaluations=clips * report.evaluations,
             stock_evaluations=clips * report.stock_evaluations,
             seconds=time.monotonic() - start,
-            settings=target.settings,
+            settings=dataclasses.replace(target.settings, preparation=self.preparation),
             hardware=environment.hardware(target.device),
             versions=environment.versions(),
             started=started,
@@ -238,20 +252,22 @@ class GapFit:
             found = torch.tensor(self._shares)
         else:
             prior = torch.tensor([share * weight for share in self._shares for weight in _prior(times, gap)])
-            vectors = torch.stack([v for branch in self._branches for v in self._raw[block, branch]])
+            # Outputs may be of a type in which what one of them adds to a state would be lost.
+            vectors = torch.stack([v.float() for branch in self._branches for v in self._raw[block, branch]])
             base = torch.einsum("j,j...->...", prior.to(vectors), vectors)
             updates, outputs = range(step, step + gap), torch.stack([base, *(base + vectors)])
-            ends = self._ahead.ahead(self._frames(block), state.to(vectors.dtype), updates, outputs)
+            ends = self._ahead.ahead(self._frames(block), state.float(), updates, outputs)
             found = self._solve(block, updates[-1], prior, ends)
         last = self._raw[block, self._branches[-1]][0]
-        missing = torch.zeros_like(last)
+        missing = torch.zeros_like(last, dtype=torch.float32)
         for number, (branch, share) in enumerate(self._ahead.shares.items()):
             own = found[number * count : (number + 1) * count] / share
             known[block, step, branch] = tuple(own.tolist())
-            raw = torch.stack(self._raw[block, branch])
-            self._handed[block, branch] = torch.einsum("j,j...->...", own.to(raw), raw)
+            raw = torch.stack(self._raw[block, branch]).float()
+            # As the runtime does it: summed in float32, handed over in the type of the outputs.
+            self._handed[block, branch] = torch.einsum("j,j...->...", own.to(raw), raw).to(last.dtype)
             missing += share * (self._handed[block, branch] - raw[0])
-        return last + missing / self._shares[-1]
+        return (last + missing / self._shares[-1]).to(last.dtype)
 
     def _solve(self, block: int, last: int, prior: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """The weights [n] from the states [1 + n, clips, ...] that the prior, and each output beside it, lead to."""

@@ -135,12 +135,22 @@ class Tried:
         speedup: Stock block evaluations over the ones made, of the cases that were measured; None before the first.
         figures: Of each case in order (see `calibrate.spec.floors.Floors.of_one`); None where it was not measured.
         failed: Why no more can be measured, which counts as a miss; or None.
+        speedup_denoise: Denoising seconds of stock over its own, timed beside each other on a search case; None where
+            the pipeline is only run as it is loaded.
+        preparation: What the pipeline is set up with beyond how it is loaded, as JSON; None for nothing.
     """
 
     trial: int
     speedup: float | None
     figures: Sequence[Mapping[str, Any] | None]
     failed: str | None = None
+    speedup_denoise: float | None = None
+    preparation: Mapping[str, Any] | None = None
+
+    @property
+    def speed(self) -> float | None:
+        """What the search ranks it by; see `calibrate.results.result.Result.speed`."""
+        return self.speedup if self.speedup_denoise is None else self.speedup_denoise
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from calibrate.quality.metrics import Quality
 from calibrate.results.guarantee import Promise, Tried, cases_needed, passed_in_turn
 from calibrate.results.likeness import Likeness, likeness
 from calibrate.results.promises import declared_wish, plain_floors, promises_of, told
+from calibrate.results.result import Result, told_preparation
 from calibrate.results.sequence import Sequenced
 from calibrate.spec.floors import Floors
 from calibrate.spec.generation import Case
@@ -18,24 +19,24 @@ from calibrate.spec.score_floor import SCORES
 from calibrate.store import CANDIDATE, GUARANTEE, Generation
 
 
-def tried_on(trials: Sequence[int], cases: Sequence[Case], rows: Sequence[Generation]) -> list[Tried]:
+def tried_on(results: Sequence[Result], cases: Sequence[Case], rows: Sequence[Generation]) -> list[Tried]:
     """What the policies of some trials came to on the guarantee cases.
 
     Args:
-        trials: Their numbers.
+        results: What they came to on the search cases.
         cases: The study's, in order.
         rows: The complete generations of kind `GUARANTEE`, of the present metric version.
     """
     known = {(case.prompt, case.seed): case for case in cases}
-    found: dict[int, dict[Case, Generation]] = {number: {} for number in trials}
+    found: dict[int, dict[Case, Generation]] = {result.trial: {} for result in results}
     for row in rows:
         case = known.get((row.prompt, row.seed))
         if case is not None and row.trial_number in found:
             found[row.trial_number].setdefault(case, row)
-    return [tried(number, cases, found[number]) for number in trials]
+    return [tried(result, cases, found[result.trial]) for result in results]
 
 
-def tried(trial: int, cases: Sequence[Case], rows: Mapping[Case, Generation], failed: str | None = None) -> Tried:
+def tried(result: Result, cases: Sequence[Case], rows: Mapping[Case, Generation], failed: str | None = None) -> Tried:
     """What one policy came to; see `tried_on`."""
     measured = [rows[case] for case in cases if case in rows]
     speedup = (
@@ -44,7 +45,9 @@ def tried(trial: int, cases: Sequence[Case], rows: Mapping[Case, Generation], fa
         else None
     )
     figures = [_figures(rows[case].metrics or {}) if case in rows else None for case in cases]
-    return Tried(trial, speedup, figures, failed)
+    return Tried(
+        result.trial, speedup, figures, failed, result.speedup_denoise if result.paired else None, result.preparation
+    )
 
 
 def _figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,6 +137,11 @@ class PromiseTable:
         """The fastest policy that passed for the wish."""
         return _last(self.passed)
 
+    @property
+    def timed(self) -> bool:
+        """Whether policies are ranked by the time of denoising, as where their pipelines are set up differently."""
+        return any(entry.speedup_denoise is not None for entry in self.sequence)
+
     def cell(self, floor_db: float, share: float) -> Cell | None:
         """The cell of a floor and a share, if the table has it."""
         return next((c for c in self.cells if c.floor_db == floor_db and c.promise.share == share), None)
@@ -156,8 +164,8 @@ class PromiseTable:
         if not nearest:
             return "none of the promises in the table holds"
         return "what holds is " + " or ".join(
-            f"{cell.floor_db:g} dB for a share of {cell.promise.share:g} (trial {cell.corrected_best.trial}, "
-            f"{cell.corrected_best.speedup:.2f}x: `--promise {cell.name}`)"
+            f"{cell.floor_db:g} dB for a share of {cell.promise.share:g} ({told_trial(cell.corrected_best)}, "
+            f"{cell.corrected_best.speed:.2f}x: `--promise {cell.name}`)"
             for cell in nearest
             if cell.corrected_best is not None
         )
@@ -199,6 +207,7 @@ def recorded_table(
     search_cases: Sequence[Case],
     sequences: Sequence[Sequenced],
     complete: Callable[[str, Sequence[int]], Sequence[Generation]],
+    results: Callable[[Sequence[int]], Sequence[Result]],
 ) -> PromiseTable | None:
     """The table of what was measured so far, by the newest sequence of policies; None if none was begun.
 
@@ -209,6 +218,7 @@ def recorded_table(
         search_cases: Those of the search.
         sequences: The study's, oldest first.
         complete: The complete generations of a kind, of some trials, by the present metric version.
+        results: The results of some trials, in their order.
     """
     if not sequences:
         return None
@@ -216,7 +226,7 @@ def recorded_table(
     trials = sequences[-1].trials
     rows = complete(GUARANTEE, trials)
     alike = likeness(trials, search_cases, cases, [*complete(CANDIDATE, trials), *rows])
-    tried = tried_on(trials, cases, rows)
+    tried = tried_on(results(trials), cases, rows)
     return PromiseTable(guarantee, floors, cases, tried, len(sequences), declared=declared, likeness=alike)
 
 
@@ -224,8 +234,26 @@ def _last(passed: Sequence[Tried]) -> Tried | None:
     return passed[-1] if passed else None
 
 
+def told_trial(tried: Tried) -> str:
+    """Whose policy it is, and what its pipeline is set up with, where a study has that chosen."""
+    prepared = "" if tried.speedup_denoise is None else f", {told_preparation(tried.preparation)}"
+    return f"trial {tried.trial}{prepared}"
+
+
 def _told_best(best: Tried | None) -> dict[str, Any] | None:
-    return None if best is None else {"trial": best.trial, "speedup_evaluations": best.speedup}
+    return None if best is None else _told_apart(best)
+
+
+def _told_apart(tried: Tried) -> dict[str, Any]:
+    """Which policy it is and how fast, as JSON; `told` names it."""
+    return {
+        "trial": tried.trial,
+        "told": told_trial(tried),
+        "speedup_evaluations": tried.speedup,
+        "speedup_denoise": tried.speedup_denoise,
+        "speed": tried.speed,
+        "preparation": None if tried.preparation is None else dict(tried.preparation),
+    }
 
 
 def _told_policy(wish: Promise, tried: Tried) -> dict[str, Any]:
@@ -233,8 +261,7 @@ def _told_policy(wish: Promise, tried: Tried) -> dict[str, Any]:
     held = wish.holds(tried.figures)
     known = [value for value in held if value is not None]
     return {
-        "trial": tried.trial,
-        "speedup_evaluations": tried.speedup,
+        **_told_apart(tried),
         "measured": len(known),
         "misses": known.count(False),
         "passed": wish.passed(tried),

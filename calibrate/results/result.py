@@ -16,7 +16,7 @@ from calibrate.quality.score_figures import score_figures
 from calibrate.spec.floors import Floors
 from calibrate.spec.running import Rule
 from calibrate.spec.score_floor import SCORES, is_score_mean, score_of
-from calibrate.store import PREPARATION, Generation, Store
+from calibrate.store import PAIRED, PREPARATION, Generation, Store
 from calibrate.store.optuna_tables import RESULT, attributes_of, complete_attributes
 from scope_runtime import Preparation, ProfileError
 
@@ -33,8 +33,6 @@ PREPARATIONS = "preparations"
 ESTIMATE = "estimate"
 # The memory that a generation took, among its metrics.
 MEMORY = "memory_bytes"
-# Whether the stock clip was made once more beside a generation, for its time, among its metrics.
-PAIRED = "paired"
 # How many blocks the figures of a clip are of that was not finished, among its metrics.
 BLOCKS = "blocks"
 
@@ -106,6 +104,11 @@ class Result:
     def speed(self) -> float:
         """What it is ranked by: evaluations, or the time of denoising, where the pipeline may be set up otherwise."""
         return self.speedup_denoise if self.paired else self.speedup_evaluations
+
+    @property
+    def set_up(self) -> Preparation:
+        """What its pipeline is set up with."""
+        return Preparation() if self.preparation is None else Preparation.from_dict(self.preparation)
 
     @property
     def kind(self) -> Kind:
@@ -186,11 +189,14 @@ def survey(store: Store) -> list[Result]:
 
 def with_policies(store: Store, results: Sequence[Result]) -> list[Result]:
     """A few of the results of `survey` in full, in the order given."""
-    numbers = [result.trial for result in results]
-    full = {
-        result.trial: result for result in _distinct(attributes_of(store.storage, store.study.name, RESULT, numbers))
-    }
-    return [full[number] for number in numbers]
+    return results_of_trials(store, [result.trial for result in results])
+
+
+def results_of_trials(store: Store, trials: Sequence[int]) -> list[Result]:
+    """The results of some trials that were measured, in the order given."""
+    found = _distinct(attributes_of(store.storage, store.study.name, RESULT, trials))
+    full = {result.trial: result for result in found}
+    return [full[number] for number in trials]
 
 
 def _distinct(found: Iterable[dict[str, Any]]) -> list[Result]:

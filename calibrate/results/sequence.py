@@ -48,8 +48,8 @@ def sequence_of(results: Sequence[Result], guarantee: Guarantee, floors: Floors)
     """The policies to test, from careful to bold, by what the search prompts show alone.
 
     Of the front (of results that were measured on all search cases) it leaves out what is more careful than it need be
-    and what is hopeless, and takes what is left evenly by speed-up. The first one is as good as sure to hold, if there
-    is such a one, because a sequence that fails at its first policy promises nothing.
+    and what is hopeless, and takes what is left evenly by speed-up (`Result.speed`). The first one is as good as sure
+    to hold, if there is such a one, because a sequence that fails at its first policy promises nothing.
 
     Args:
         results: All of one metric version.
@@ -71,7 +71,7 @@ def sequence_of(results: Sequence[Result], guarantee: Guarantee, floors: Floors)
     most = guarantee.most_policies
     if len(promising) <= most:
         return promising
-    speeds = [result.speedup_evaluations for result in promising]
+    speeds = [result.speed for result in promising]
     wanted = [speeds[0] + (speeds[-1] - speeds[0]) * step / max(1, most - 1) for step in range(most)]
     chosen = {min(range(len(speeds)), key=lambda number: abs(speeds[number] - speed)) for speed in wanted}
     return [promising[number] for number in sorted(chosen)]

@@ -81,7 +81,9 @@ class Allowance:
 
     def _equivalents_each(self) -> tuple[float, bool]:
         """Full generations per prompt that a candidate is expected to take, and whether any has been measured yet."""
-        if shares := [1 / result.speedup_evaluations for result in of_metric(survey(self._store))]:
+        beside = 1 / len(self._timings)  # a stock run of one of the prompts
+        results = of_metric(survey(self._store))
+        if shares := [1 / result.speedup_evaluations + beside * result.paired for result in results]:
             return statistics.median(shares), True
         exact = sum(timings.exact_evaluations for timings in self._timings.values())
         return exact / sum(timings.stock_evaluations for timings in self._timings.values()), False

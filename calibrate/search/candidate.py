@@ -73,7 +73,7 @@ class Candidate:
         """The job of fitting its weights; None if it has no need of them, or that is being done."""
         if self.plan is None or self.running:
             return None
-        return FitWeights(self.trial.number, self.policy, self.plan.depth, cases, truth)
+        return FitWeights(self.trial.number, self.policy, self.plan.depth, cases, truth, self.preparation)
 
     def job(self, case: Case, reference: Reference, fps: int | None) -> Measure:
         """The job of measuring one of its cases."""

@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import TrialState
 
 from calibrate.errors import CalibrateError
-from calibrate.measure.baseline import Baseline, Reference
+from calibrate.measure.baseline import Baseline, NotUsable, Reference
 from calibrate.measure.candidate import Measure, Measurement
 from calibrate.measure.clips import ClipShelf
 from calibrate.measure.gap_fit import Fitted, FitWeights, Truth
@@ -29,7 +29,6 @@ from calibrate.replay.replay import Replay
 from calibrate.results.result import (
     CHANGE_MAPS,
     ESTIMATE,
-    RESULT,
     Result,
     change_map_name,
     fastest_feasible,
@@ -48,6 +47,7 @@ from calibrate.search.optuna_study import (
     known_result,
     plain_sampler,
     take_up,
+    tell,
 )
 from calibrate.search.plans import EXTRAS, FITTED, Plans
 from calibrate.search.presence import keep_presence
@@ -261,7 +261,10 @@ class Driver:
                 self._give_up(candidate)
             return
         if isinstance(job, FitWeights):
-            self._take_weights(candidate, done.result())
+            try:
+                self._take_weights(candidate, done.result())
+            except NotUsable as error:
+                self._fail(candidate, str(error))
             return
         measurement: Measurement = done.result()
         row = self._record(candidate, job.case, measurement)
@@ -337,8 +340,7 @@ class Driver:
                 trial.set_constraint(name, shortfall)
         if result.trial != trial.number:
             trial.set_user_attr(REPEATED, result.trial)
-        trial.set_user_attr(RESULT, result.to_dict())
-        self.optuna_study.tell(trial, (result.speedup_evaluations, result.figures["psnr_db"]))
+        tell(self.optuna_study, trial, result)
 
     def _give_up(self, candidate: Candidate) -> None:
         self._fail(candidate, GIVEN_UP)
@@ -425,12 +427,25 @@ class Driver:
             Replay([self.baselines[case].trace for case in self.study.search_cases]),
             self._all_measured,
             self.study.floors,
-            min_speedup=self.study.export.min_speedup,
+            min_speedup=self._min_evaluations(),
             share=self.study.guarantee.share if self.study.guarantee else None,
             seed=seed,
             # Else nothing is measured while this process screens.
             ahead=not self.pool.here,
         )
+
+    def _min_evaluations(self) -> float | None:
+        """The study's least speed-up in block evaluations, which replay knows.
+
+        Where the study means the time of denoising, what exact mode gains in either says how the two go together here.
+        """
+        least = self.study.export.min_speedup
+        if least is None or not self.study.search.prepares:
+            return least
+        timings = [baseline.timings for baseline in self.baselines.values()]
+        seconds = sum(t.stock_seconds for t in timings) / sum(t.exact_seconds for t in timings)
+        evaluations = sum(t.stock_evaluations for t in timings) / sum(t.exact_evaluations for t in timings)
+        return least * evaluations / seconds
 
     def _plans(self) -> Plans | None:
         """The plans that are searched for learned weights, if the study asks for any."""

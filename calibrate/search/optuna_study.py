@@ -15,7 +15,7 @@ from calibrate.search.plans import EXTRAS
 from calibrate.search.quiet import quiet_optuna
 from calibrate.store import PREPARATION, Store
 from calibrate.store.optuna_storage import open_optuna
-from calibrate.store.optuna_tables import OBJECTIVES
+from calibrate.store.optuna_tables import OBJECTIVES, TIMED_OBJECTIVES
 from scope_runtime import Policy, Preparation
 
 # User attributes of trials, beside `RESULT`: why a candidate failed; the trial whose candidate this one repeats; how
@@ -78,13 +78,17 @@ def _measured_otherwise(trial: FrozenTrial) -> bool:
     )
 
 
-def open_optuna_study(store: Store, *, create: bool, preparation: Preparation = Preparation()) -> optuna.Study:
+def open_optuna_study(
+    store: Store, *, create: bool, preparation: Preparation = Preparation(), timed: bool = False
+) -> optuna.Study:
     """Optuna's study of the same name in the same database, with the trials that can be compared.
 
     Args:
         store: Our records of the study.
         create: Whether to make it if it is not there.
         preparation: What the pipeline of its trials is set up with: those of another are left out.
+        timed: Whether one that is made maximises the speed-up of denoising in place of that in block evaluations. One
+            that is there keeps what it maximises.
 
     Raises:
         CalibrateError: If it is not there and must not be made.
@@ -99,7 +103,7 @@ def open_optuna_study(store: Store, *, create: bool, preparation: Preparation = 
                 load_if_exists=True,
             )
             if study.metric_names is None:
-                study.set_metric_names(list(OBJECTIVES))
+                study.set_metric_names(list(TIMED_OBJECTIVES if timed else OBJECTIVES))
         try:
             opened = ComparableTrials(study_name=store.study.name, storage=storage)
         except KeyError as error:
@@ -108,6 +112,16 @@ def open_optuna_study(store: Store, *, create: bool, preparation: Preparation = 
             ) from error
     opened.preparation = preparation.to_dict() if preparation else None
     return opened
+
+
+def tell(study: optuna.Study, trial: optuna.Trial, result: Result) -> None:
+    """Tells a trial's result in what its study maximises; evaluations stand beside the time in any case."""
+    speedup, (evaluations, _) = result.speedup_evaluations, OBJECTIVES
+    if study.metric_names == list(TIMED_OBJECTIVES):
+        trial.set_user_attr(evaluations, speedup)
+        speedup = result.speedup_denoise
+    trial.set_user_attr(RESULT, result.to_dict())
+    study.tell(trial, (speedup, result.figures["psnr_db"]))
 
 
 def plain_sampler(seed: int) -> optuna.samplers.BaseSampler:

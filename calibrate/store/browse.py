@@ -21,7 +21,7 @@ from calibrate.errors import CalibrateError
 from calibrate.store.models import Environment, Generation, GenerationDetail, ProfileRecord, StudyRecord
 from calibrate.store.optuna_tables import ATTRIBUTES, PARAMETERS, STUDIES, TRIALS, trial_states
 from calibrate.store.storage import Storage
-from calibrate.store.store import CANDIDATE, measured_by, of_trials, policy_digest
+from calibrate.store.store import CANDIDATE, PAIRED_STOCK, measured_by, of_trials, policy_digest
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,10 @@ def parameters(storage: Storage, name: str) -> dict[int, dict[str, tuple[Any, op
 
 
 def means_by_kind(storage: Storage, study_id: int) -> dict[str, Means]:
-    """The means of stock and exact runs, and of those that weights were fitted in: ``stock``, ``exact`` and ``fit``."""
+    """The means of stock and exact runs, and of those that weights were fitted in.
+
+    Their kinds are ``stock`` and ``paired_stock``, ``exact``, and ``fit``.
+    """
     query = (
         select(
             Generation.kind,
@@ -169,7 +172,7 @@ def means_by_kind(storage: Storage, study_id: int) -> dict[str, Means]:
         .where(
             Generation.study_id == study_id,
             Generation.state == "complete",
-            Generation.kind.in_(("stock", "exact", "fit")),
+            Generation.kind.in_(("stock", PAIRED_STOCK, "exact", "fit")),
         )
         .group_by(Generation.kind)
     )

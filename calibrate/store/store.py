@@ -25,6 +25,9 @@ GUARANTEE = "guarantee"
 GUARANTEE_STOCK = "guarantee_stock"
 # Stock clips that were made once more beside a pipeline that is set up otherwise, for their time.
 PAIRED_STOCK = "paired_stock"
+_STOCK = ("stock", PAIRED_STOCK)
+PAIRED = "paired"
+"""Whether the stock clip was made once more beside a generation, for its time, among its metrics."""
 # What tells generations apart, beside the times at which they ran.
 _NAMED_BY = ("study_id", "kind", "policy_digest", "prompt_digest", "seed", "state")
 PREPARATION = "preparation"
@@ -240,24 +243,31 @@ class Store:
     def equivalents(self, *, metric_version: int | None = None) -> float:
         """Full generations' worth of block evaluations spent on baselines, fits and candidates, over all search cases.
 
+        Stock runs that candidates were timed beside are among them.
+
         Args:
             metric_version: If given, candidates with another version of the quality figures do not count.
         """
         own = Generation.study_id == self.study.id, Generation.state == "complete"
         # Not each by its own stock evaluations: a generation that was ended early counts for what it did.
-        full = select(func.avg(Generation.evaluations)).where(*own, Generation.kind == "stock")
+        full = self._full_evaluations()
         searched = and_(Generation.kind == CANDIDATE, *measured_by(metric_version))
         spent = select(func.sum(Generation.evaluations)).where(
-            *own, or_(Generation.kind.in_(("stock", PAIRED_STOCK, "exact", "fit")), searched)
+            *own, or_(Generation.kind.in_((*_STOCK, "exact", "fit")), searched)
         )
+        # Whole generations of the stock pipeline, whatever came of the candidates.
+        beside = select(func.count()).where(*own, searched, Generation.metrics[PAIRED].as_boolean().is_(True))
         return self.storage.transaction(
-            lambda session: float(session.scalar(spent) or 0.0) / float(session.scalar(full) or math.inf)
+            lambda session: (
+                float(session.scalar(spent) or 0.0) / float(session.scalar(full) or math.inf)
+                + float(session.scalar(beside) or 0)
+            )
         )
 
     def guarantee_equivalents(self) -> float:
         """The same for what a guarantee was tested on, in all: stock clips and policies, beside the search's budget."""
         own = Generation.study_id == self.study.id, Generation.state == "complete"
-        full = select(func.avg(Generation.evaluations)).where(*own, Generation.kind == "stock")
+        full = self._full_evaluations()
         spent = select(func.sum(Generation.evaluations)).where(*own, Generation.kind == GUARANTEE)
         stock = select(func.count()).where(*own, Generation.kind == GUARANTEE_STOCK)
         return self.storage.transaction(
@@ -265,6 +275,12 @@ class Store:
                 float(session.scalar(stock) or 0)
                 + float(session.scalar(spent) or 0.0) / float(session.scalar(full) or math.inf)
             )
+        )
+
+    def _full_evaluations(self) -> Select[float]:
+        """Block evaluations of a stock generation, in the mean."""
+        return select(func.avg(Generation.evaluations)).where(
+            Generation.study_id == self.study.id, Generation.state == "complete", Generation.kind.in_(_STOCK)
         )
 
     def last_activity(self) -> datetime | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from calibrate.quality.metrics import METRIC_VERSION
 from calibrate.results.promise_table import PromiseTable, recorded_table
+from calibrate.results.result import results_of_trials
 from calibrate.results.sequence import SEQUENCES, sequences_in
 from calibrate.store import Generation, Store
 from calibrate.store.optuna_tables import study_attribute
@@ -21,4 +22,7 @@ def recorded_promises(store: Store, study: Study) -> PromiseTable | None:
     def complete(kind: str, trials: Sequence[int]) -> Sequence[Generation]:
         return store.complete(kind, metric_version=METRIC_VERSION, trials=trials)
 
-    return recorded_table(study.guarantee, study.floors, study.guarantee_cases, study.search_cases, sequences, complete)
+    return recorded_table(
+        study.guarantee, study.floors, study.guarantee_cases, study.search_cases, sequences, complete,
+        lambda trials: results_of_trials(store, trials),
+    )  # fmt: skip

@@ -98,16 +98,6 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
-    def _prepared_alone(self) -> Self:
-        for field, value in (("guarantee", self.guarantee), ("search.learned", self.search.learned)):
-            if value is not None and self.search.prepares:
-                raise ValueError(
-                    f"{field} goes with the pipeline as it is loaded alone; leave it out, or search.attention_backend, "
-                    "search.weights and search.compile"
-                )
-        return self
-
-    @model_validator(mode="after")
     def _scores_known(self) -> Self:
         known = {score.name: score for score in self.quality.scores}
         for name, floor in self.floors.scores.items():

@@ -213,7 +213,7 @@ def _frames(page: Page, measured: Sequence[Measurement]) -> None:
 
 def _times(page: Page, measured: Sequence[Measurement]) -> None:
     searched = [row for row, _ in measured if row.kind == CANDIDATE]
-    stock = page.data.means.get("stock")
+    stock = page.data.stock
     if not searched or stock is None:
         return
     st.markdown("#### Where the time went")

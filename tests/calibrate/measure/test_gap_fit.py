@@ -14,11 +14,11 @@ from calibrate.errors import CalibrateError
 from calibrate.families import load_target
 from calibrate.families.skyreels_v2.spec import SkyReelsV2Spec
 from calibrate.families.target import Target
-from calibrate.measure.baseline import Baseline, MakeBaseline
+from calibrate.measure.baseline import Baseline, MakeBaseline, NotUsable
 from calibrate.measure.gap_fit import Fitted, FitWeights, GapFit, Truth
 from calibrate.search.plans import rows_of
 from calibrate.spec.generation import Case, Generation
-from scope_runtime import GapWeights, Policy, Schedule, run_policy
+from scope_runtime import GapWeights, Policy, Preparation, Schedule, run_policy
 from tests.tiny import CALL
 
 CASES = (
@@ -157,6 +157,35 @@ def test_a_fit_that_fails_leaves_the_pipeline_as_it_was(
         fitted_on(target, policy, baselines)
     assert "__deepcopy__" not in vars(target.pipe.scheduler)
     assert torch.equal(target.denoise(CASES[0]).latents, baselines[0].latents)
+
+
+class TestSetUp:
+    """In a pipeline that is set up otherwise."""
+
+    def test_a_fit_is_of_what_runs_there(self, target: Target, policy: Policy, baselines: list[Baseline]) -> None:
+        half = Preparation(weights="bfloat16")
+        fitted = FitWeights(0, policy, 3, tuple(CASES), Truth.of(baselines), half).run(target, lambda: False)
+        assert fitted.settings == dataclasses.replace(target.settings, preparation=half)
+
+        def error(candidate: Policy) -> float:
+            with target.set_up(half):
+                return float((generated(target, candidate) - full(baselines)).square().mean())
+
+        others = [dataclasses.replace(policy, order=order, axis=axis) for order, axis in ((0, "step"), (1, "step"))]
+        assert error(fitted.policy) < 0.9 * min(map(error, others))
+        assert torch.equal(target.denoise(CASES[0]).latents, baselines[0].latents)
+
+    def test_what_fails_there_can_be_told_from_what_no_plan_can_mend(
+        self, target: Target, policy: Policy, baselines: list[Baseline], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: Any) -> Any:
+            raise RuntimeError("no such kernel")
+
+        monkeypatch.setattr(GapFit, "_solve", broken)
+        job = FitWeights(0, policy, 3, tuple(CASES), Truth.of(baselines), Preparation(weights="bfloat16"))
+        with pytest.raises(NotUsable, match="fitting its weights: RuntimeError: no such kernel"):
+            job.run(target, lambda: False)
+        assert torch.equal(target.denoise(CASES[0]).latents, baselines[0].latents)
 
 
 class TestOneBranch:

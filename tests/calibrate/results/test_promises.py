@@ -54,6 +54,18 @@ def test_candidates_are_tested_from_careful_to_bold_between_safe_and_hopeless() 
     assert sequence_of([], WISH, FLOORS) == []
 
 
+def test_where_pipelines_are_set_up_differently_the_order_is_that_of_their_times() -> None:
+    times = [(0, 5.0, 1.0, 45.0), (1, 3.0, 2.0, 44.0), (2, 4.0, 2.1, 43.0), (3, 2.0, 4.0, 42.0)]
+    beaten = (4, 6.0, 1.5, 41.0)  # by 1 in both, though not in evaluations
+    results = [
+        replace(_result(trial, evaluations, psnr, psnr), speedup_denoise=time, paired=True)
+        for trial, evaluations, time, psnr in (*times, beaten)
+    ]
+    assert [r.trial for r in sequence_of(results, WISH, FLOORS)] == [0, 1, 2, 3]
+    few = WISH.model_copy(update={"most_policies": 3})
+    assert [r.trial for r in sequence_of(results, few, FLOORS)] == [0, 2, 3]  # evenly by time
+
+
 def test_with_floors_on_scores_no_policy_is_safe_and_psnr_makes_none_hopeless() -> None:
     floors = Floors(
         psnr_db=None, psnr_worst_prompt_db=None, safety_margin_db=0.0, scores={"viewer": ScoreFloor(at_least=0.6)}

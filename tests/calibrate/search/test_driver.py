@@ -161,6 +161,20 @@ def _states(driver: Driver) -> Counter[TrialState]:
     return Counter(trial.state for trial in driver.optuna_study.get_trials(deepcopy=False))
 
 
+def test_a_least_speed_up_of_time_is_told_replay_in_evaluations(drive: Drive) -> None:
+    driver = drive(FakePool(1, lambda _: 30.0), candidates=1, cases=1)
+    # Exact mode makes half the evaluations in a third of the time, so that 3x faster takes 2x fewer.
+    timings = SimpleNamespace(stock_seconds=3.0, exact_seconds=1.0, stock_evaluations=40, exact_evaluations=20)
+    driver.baselines = dict.fromkeys(driver.study.search_cases, SimpleNamespace(timings=timings))  # type: ignore[arg-type]
+    export = driver.study.export.model_copy(update={"min_speedup": 3.0})
+    found = []
+    for weights in ([None], [None, "bfloat16"]):
+        search = driver.study.search.model_copy(update={"weights": weights})
+        driver.study = driver.study.model_copy(update={"export": export, "search": search})
+        found.append(driver._min_evaluations())
+    assert found == [3.0, pytest.approx(2.0)]
+
+
 class TestDevices:
     def test_cases_come_first_and_what_devices_are_left_get_other_candidates(self, drive: Drive) -> None:
         pool = FakePool(8, lambda _: 30.0)

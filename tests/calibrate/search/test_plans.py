@@ -16,21 +16,21 @@ import yaml
 from optuna.trial import TrialState
 
 from calibrate.errors import CalibrateError
-from calibrate.measure.baseline import Reference
+from calibrate.measure.baseline import NotUsable, Reference
 from calibrate.measure.gap_fit import Fitted, FitWeights, Truth
 from calibrate.pool.pool import Done
 from calibrate.progress import Narrator
 from calibrate.results.result import RESULT
 from calibrate.search.driver import Driver
-from calibrate.search.optuna_study import count, open_optuna_study
+from calibrate.search.optuna_study import FAILURE, count, open_optuna_study
 from calibrate.search.plans import EXTRAS, FITTED, Plan, Plans, rows_of
 from calibrate.spec.generation import Case
 from calibrate.spec.search_space import Learned
-from calibrate.store import Storage, Store
+from calibrate.store import PREPARATION, Storage, Store
 from calibrate.store.lock import StudyLock
 from calibrate.study.study_file import Study, StudyFile
 from calibrate.workflow import _start_from
-from scope_runtime import GapWeights, Policy, Schedule, Settings, plan_of
+from scope_runtime import GapWeights, Policy, Preparation, Schedule, Settings, plan_of
 from scope_runtime.gap_weights import plan_digest
 from tests.calibrate.search.test_driver import STOCK_EVALUATIONS, FakePool, _generation
 from tests.calibrate.test_doctor import STUDIES
@@ -221,10 +221,11 @@ class FittingPool(FakePool):
         stop_after_fits: Raises `KeyboardInterrupt` in place of the next job's end once so many fits were told.
     """
 
-    def __init__(self, size: int = 1, stop_after_fits: int | None = None) -> None:
+    def __init__(self, size: int = 1, stop_after_fits: int | None = None, error: Exception | None = None) -> None:
         super().__init__(size, lambda _: 30.0)
         self.fits: list[FitWeights] = []
         self.stop_after_fits = stop_after_fits
+        self.error = error
 
     def next(self) -> Done:
         if self.stop_after_fits == len(self.fits):
@@ -234,7 +235,7 @@ class FittingPool(FakePool):
             return super().next()
         self._air.remove(job)
         self.fits.append(job)
-        return Done(job, _fitted(job))
+        return Done(job, _fitted(job)) if self.error is None else Done(job, error=self.error)
 
 
 SETTINGS = Settings.of(tiny_pipeline(), **CALL)
@@ -337,6 +338,26 @@ class TestSearch:
         assert [job.trial for job in pool.given[:5]] == [0, 0, 1, 2, 3]
         assert len(pool.fits) == 3
         assert len(pool.ran) == len({(job.trial, job.case) for job in pool.ran}) == 8
+
+    def test_a_plan_is_tried_once_in_every_pipeline(self, store: Store) -> None:
+        learned = _with_weights(Plan(2, ((1, 0),), "last", 3).policy(TINY), 3)
+        open_optuna_study(store, create=True, timed=True)
+        for preparation in (Preparation(), Preparation(weights="bfloat16")):
+            own = open_optuna_study(store, create=False, preparation=preparation)
+            driver: Any = SimpleNamespace(plans=Plans(Learned(), TINY, 2, seed=0), optuna_study=own, space=None)
+            for _ in range(2):
+                _start_from([learned], driver, Narrator())
+            (trial,) = own.get_trials()
+            assert driver.plans.of(trial) == Plan(2, ((1, 0),), "last", 3)
+            assert trial.user_attrs.get(PREPARATION) == (preparation.to_dict() if preparation else None)
+
+    def test_a_fit_that_fails_where_the_pipeline_is_set_up_is_the_end_of_its_candidate_alone(
+        self, drive: Drive
+    ) -> None:
+        driver = drive(FittingPool(error=NotUsable("fitting its weights: RuntimeError: no such kernel")))
+        failed = [trial.user_attrs[FAILURE] for trial in learned_trials(driver)]
+        assert failed == ["fitting its weights: RuntimeError: no such kernel"] * 3
+        assert count(driver.optuna_study) == (4, 4)
 
     def test_one_plan_with_weights_of_another_depth_is_fitted_for_itself(self, drive: Drive, store: Store) -> None:
         study = open_optuna_study(store, create=True)

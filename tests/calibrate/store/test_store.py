@@ -9,8 +9,9 @@ from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from calibrate.errors import CalibrateError
-from calibrate.search.optuna_study import open_optuna_study
-from calibrate.store import Generation, Storage, Store, masked_url, portable_url
+from calibrate.results.result import Result
+from calibrate.search.optuna_study import open_optuna_study, tell
+from calibrate.store import PAIRED, PAIRED_STOCK, Generation, Storage, Store, masked_url, portable_url
 from calibrate.store.models import Base
 from calibrate.store.schema import VERSION_TABLE
 
@@ -80,6 +81,18 @@ def test_held_out_runs_may_be_repeated(storage: Storage) -> None:
     assert store.counts() == {"held_out_scope": 2}
 
 
+def test_stock_runs_that_candidates_were_timed_beside_are_spent_too(storage: Storage) -> None:
+    """A study need not try its pipeline as it was loaded: then all stock runs are paired ones."""
+    store = _open(storage)
+    store.add(_generation(store, kind=PAIRED_STOCK, policy=None, evaluations=200))
+    store.add(_generation(store, seed=1, metrics={"psnr_db": 40.0, PAIRED: True}))
+    store.add(_generation(store, seed=2))
+    store.add(_generation(store, seed=3, metrics={"psnr_db": 40.0, PAIRED: True}, metric_version=1))
+    store.add(_generation(store, seed=4, metrics=None, state="failed"))
+    assert store.equivalents(metric_version=0) == pytest.approx(1 + 2 / 4 + 1)
+    assert store.equivalents() == pytest.approx(1 + 3 / 4 + 2)
+
+
 def test_equal_environments_share_a_row(storage: Storage) -> None:
     store = _open(storage)
     first = store.environment({"cpu_count": 2}, {"torch": "2"})
@@ -106,6 +119,21 @@ def test_optunas_tables_live_beside_ours(storage: Storage) -> None:
     assert optuna.load_study(
         study_name="s", storage=storage.url.render_as_string(hide_password=False)
     ).directions == [optuna.study.StudyDirection.MAXIMIZE] * 2  # fmt: skip
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_an_optuna_study_keeps_what_it_was_made_to_maximise(storage: Storage, timed: bool) -> None:
+    store = _open(storage)
+    open_optuna_study(store, create=True, timed=timed)
+    study = open_optuna_study(store, create=True, timed=not timed)
+    result = Result(0, {}, 4.0, 2.5, {"psnr_db": 30.0}, 1, None, paired=True)
+    tell(study, study.ask(), result)
+    (trial,) = study.trials
+    assert trial.values == [2.5 if timed else 4.0, 30.0]
+    assert study.metric_names == ["speed-up of denoising" if timed else "speed-up in block evaluations", "PSNR in dB"]
+    # Where it is no value it can be read beside them.
+    assert trial.user_attrs.get("speed-up in block evaluations") == (4.0 if timed else None)
+    _open(storage).rename("ours")  # either is known to be ours
 
 
 def test_a_newer_schema_is_refused(storage: Storage) -> None:
