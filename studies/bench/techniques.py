@@ -264,7 +264,8 @@ def _fed(target: Any, config: SeaCacheConfig, rows: int) -> Iterator[None]:
 
 @contextmanager
 def _by_cache_dit(target: Any, config: Any, order: int) -> Iterator[None]:
-    logging.getLogger("CACHE_DIT").setLevel(logging.WARNING)  # else it tells of every generation on standard output
+    for handler in logging.getLogger("CACHE_DIT").handlers:  # those of all its loggers, on standard output
+        handler.setLevel(logging.ERROR)
     calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order)
     # A copy: the configuration is filled in while it is in use.
     cache_dit.enable_cache(target.pipe, cache_config=replace(config), calibrator_config=calibrator)

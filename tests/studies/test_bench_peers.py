@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -78,8 +80,12 @@ def test_every_technique_saves_work_and_leaves_the_pipeline_as_it_was(
     monkeypatch.setattr(techniques, "BY_HAND", ())
     settings = technique.settings(made)
     assert len({setting.key for setting in settings}) == len({setting.name for setting in settings}) == len(settings)
+    told = io.StringIO()
+    (handler,) = (found for found in logging.getLogger("CACHE_DIT").handlers if type(found) is logging.StreamHandler)
+    monkeypatch.setattr(handler, "stream", told)
     with settings[-1].enabled(made.target):
         _, less = _work(made)
+    assert told.getvalue() == ""  # standard output is the figures'
     assert less < stock[1]
     after, work = _work(made)
     assert torch.equal(after, stock[0])
