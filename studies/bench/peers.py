@@ -34,6 +34,8 @@ FIRST_SEED = 4701
 LEVELS = (35, 33)
 # Fresh prompts are harder: so much more on search prompts is where measuring begins.
 _BEGIN_DB = 38.0
+# So far above the highest level measuring goes on, so that the level is reached when harder prompts are drawn.
+_BEYOND_DB = 1.0
 # Settings that are further off than that on the first search prompt are not tried on the others, nor are those that
 # another one is ahead of by this much.
 _BAND_DB = (24.0, 46.0)
@@ -184,7 +186,7 @@ class _Bench:
             at -= 1
             db = measure(at)
         at, db = first, found[first].point[1]
-        while at + 1 < len(front) and db < max(LEVELS):
+        while at + 1 < len(front) and db < max(LEVELS) + _BEYOND_DB:
             at += 1
             db = measure(at)
         return [found[at] for at in sorted(found)]
