@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,17 +160,10 @@ class MakeBaseline:
         )
 
     def _exact_run(self, target: Target, recorder: TraceRecorder) -> tuple[Denoised, Report]:
-        try:
-            with target.set_up(self.preparation):
-                target.rehearse(self.case, self.preparation)
-                with exact(target.pipe, observe=True, recorder=recorder) as scope:
-                    denoised = target.denoise(self.case, after_row=recorder.after_row)
-        except Exception as error:
-            if not self.preparation:
-                raise
-            # Whatever a kernel or a compiler may raise: the pipeline as it was loaded goes on without it.
-            memory.release()
-            raise NotUsable(f"{type(error).__name__}: {first_line(error)}") from error
+        with unusable_told(self.preparation), target.set_up(self.preparation):
+            target.rehearse(self.case, self.preparation)
+            with exact(target.pipe, observe=True, recorder=recorder) as scope:
+                denoised = target.denoise(self.case, after_row=recorder.after_row)
         if self.preparation and not torch.isfinite(denoised.latents).all():
             raise NotUsable("its latents are not finite")
         return denoised, scope.report
@@ -177,6 +171,26 @@ class MakeBaseline:
 
 class NotUsable(CalibrateError):
     """A pipeline that was set up otherwise cannot be used: says why."""
+
+
+@contextmanager
+def unusable_told(preparation: Preparation, doing: str = "") -> Iterator[None]:
+    """Whatever a kernel or a compiler raises: the pipeline as it was loaded goes on without it.
+
+    Args:
+        preparation: What the pipeline is set up with; with nothing, errors stay what they are.
+        doing: What fails, for the sentence.
+
+    Raises:
+        NotUsable: In the place of any error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not preparation:
+            raise
+        memory.release()
+        raise NotUsable(f"{doing}{type(error).__name__}: {first_line(error)}") from error
 
 
 def _to_array(report: Report) -> Observations:

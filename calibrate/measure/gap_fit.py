@@ -31,9 +31,9 @@ import torch
 
 from calibrate.errors import CalibrateError
 from calibrate.families.lookahead import Lookahead
-from calibrate.families.target import Target, first_line
-from calibrate.measure import environment, memory
-from calibrate.measure.baseline import Baseline, NotUsable
+from calibrate.families.target import Target
+from calibrate.measure import environment
+from calibrate.measure.baseline import Baseline, unusable_told
 from calibrate.replay.trace import kept_elements
 from calibrate.spec.generation import Case
 from scope_runtime import Policy, Preparation, Schedule, Settings
@@ -137,13 +137,8 @@ class FitWeights:
             NotUsable: If the run fails in a pipeline that was set up otherwise: what clips do one by one, kernels and
                 compilers may refuse of several.
         """
-        try:
+        with unusable_told(self.preparation, "fitting its weights: "):
             return self._run(target)
-        except Exception as error:
-            if not self.preparation:
-                raise
-            memory.release()
-            raise NotUsable(f"fitting its weights: {type(error).__name__}: {first_line(error)}") from error
 
     def _run(self, target: Target) -> Fitted:
         assert self.reference is not None
