@@ -193,9 +193,17 @@ def with_policies(store: Store, results: Sequence[Result]) -> list[Result]:
 
 
 def results_of_trials(store: Store, trials: Sequence[int]) -> list[Result]:
-    """The results of some trials that were measured, in the order given."""
+    """The results of some trials that were measured, in the order given.
+
+    Raises:
+        CalibrateError: If one of them is not there.
+    """
     found = _distinct(attributes_of(store.storage, store.study.name, RESULT, trials))
     full = {result.trial: result for result in found}
+    for number in trials:
+        if number not in full:
+            name = store.study.name
+            raise CalibrateError(f"The records of study {name!r} are damaged: trial {number} has no result.")
     return [full[number] for number in trials]
 
 

@@ -17,7 +17,7 @@ from calibrate.doctor import _searched_equivalents
 from calibrate.errors import CalibrateError
 from calibrate.export.guarantee import GuaranteeTests
 from calibrate.families import FAMILIES
-from calibrate.results.result import LEARNED, THRESHOLDS, Result, load_results, told_preparation
+from calibrate.results.result import LEARNED, THRESHOLDS, Result, load_results, results_of_trials, told_preparation
 from calibrate.search.driver import Driver
 from calibrate.search.optuna_study import open_optuna_study
 from calibrate.search.preparations import _slower, share
@@ -125,6 +125,11 @@ def test_each_preparation_has_its_own_traces_candidates_and_times_beside_stock(s
     # Of the search case and the fit case.
     assert rows == {"stock": [None] * 2, "exact": [None] * 2 + [BFLOAT16] * 2}
     assert len(store.complete(PAIRED_STOCK)) == 2
+
+
+def test_a_trial_that_was_tested_and_has_no_result_is_one_sentence(store: Store) -> None:
+    with pytest.raises(CalibrateError, match="records of study 'tiny' are damaged: trial 999 has no result"):
+        results_of_trials(store, [0, 999])
 
 
 def test_optuna_maximises_the_time_that_candidates_are_ranked_by(store: Store) -> None:
